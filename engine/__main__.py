@@ -1,0 +1,62 @@
+"""Command line of the runtime: `python -m engine explain NAME.ada PHOTO -o OUT.png`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.console import STATUS, run
+from engine.explainer import load
+from engine.explanation import Explanation
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def main() -> None:
+    """Answer "why did the model say that?" from a bundle made by python -m engine.export."""
+
+
+@app.command()
+def explain(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by python -m engine.export.", metavar="NAME.ada")],
+    photo: Annotated[Path, typer.Argument(help="The photo to explain.", metavar="PHOTO")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Overlay picture, or arrays and report.", metavar="OUT.png|OUT.npz"),
+    ],
+    target: Annotated[str | None, typer.Option(help="Class label or index; the top-1 class if left out.")] = None,
+    rule: Annotated[str, typer.Option(help="otsu (Ada-SISE), otsu-count, positive (SISE) or all.")] = "otsu",
+    fusion: Annotated[str, typer.Option(help="hard or soft.")] = "hard",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one per physical core if left out.")] = None,
+) -> None:
+    """Draw a heatmap of what in a photo made the model answer as it did.
+
+    Example: python -m engine explain resnet50.ada cat.jpg -o heatmap.png --target "tiger cat"
+    """
+    with STATUS.status("explain …"):
+        explainer = load(bundle, threads=threads)
+        index_or_label = int(target) if target is not None and target.lstrip("-").isdigit() else target
+        result = explainer.explain(photo, index_or_label, rule=rule, fusion=fusion)
+        result.save(output)
+    print_report(result, Console(highlight=False))
+    STATUS.print(f"wrote {output}", soft_wrap=True, markup=False)
+
+
+def print_report(result: Explanation, console: Console) -> None:
+    """Print what an explanation found as a table."""
+    table = Table("layer", "maps", "positive", "selected", "flat", "scored", title=str(result), title_style="bold")
+    for layer in result.layers:
+        counts = (layer.channels, layer.positive, layer.selected, layer.flat, layer.scored)
+        table.add_row(layer.name, *map(str, counts))
+    console.print(table)
+    phases = ", ".join(f"{phase} {ms:.0f}" for phase, ms in result.timings_ms.items())
+    console.print(f"ms: {phases}; rule {result.rule}, fusion {result.fusion}, activation {result.activation}")
+    for warning in result.warnings:
+        STATUS.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,93 @@
+"""ONNX Runtime's CPU provider."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import BackendError, MissingRuntimeError, OptionError
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+    raise MissingRuntimeError(
+        "both onnxruntime and onnxruntime-gpu are installed, and each has overwritten files of the other; expected one "
+        "of them: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'ada-sise-engine[cpu]' or "
+        "'ada-sise-engine[gpu]'"
+    )
+try:
+    import onnxruntime as ort
+except ImportError as err:
+    raise MissingRuntimeError(
+        f"ONNX Runtime cannot be imported ({err}); install it with pip install 'ada-sise-engine[cpu]', or "
+        "'ada-sise-engine[gpu]' for an NVIDIA GPU"
+    ) from err
+
+ONNXRUNTIME_VERSION: str = ort.__version__
+_PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxRuntimeCpu:
+    """Opens graphs in ONNX Runtime on the CPU, the same bytes out for the same bytes in.
+
+    Args:
+        threads: Threads that work on one graph; None for one per physical core.
+
+    Raises:
+        OptionError: The number of threads is not positive.
+    """
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise OptionError(f"threads is {threads}; expected at least 1, or None for one per physical core")
+        self._threads = threads or 0
+
+    def open(self, graph: Path | bytes) -> "OnnxRuntimeSession":
+        """Load a graph from a file or from the bytes of a model.
+
+        Raises:
+            BackendError: ONNX Runtime refused the graph.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.use_deterministic_compute = True
+        options.log_severity_level = 3
+        name = graph.name if isinstance(graph, Path) else "the source model"
+        try:
+            session = ort.InferenceSession(
+                str(graph) if isinstance(graph, Path) else graph, options, providers=[_PROVIDER]
+            )
+        except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
+            raise BackendError(f"{name}: ONNX Runtime {ONNXRUNTIME_VERSION} refused the graph: {err}") from err
+        return OnnxRuntimeSession(name, session)
+
+
+class OnnxRuntimeSession:
+    """One graph loaded by ONNX Runtime.
+
+    Args:
+        name: What messages call the graph.
+        session: The session, which this object owns.
+    """
+
+    def __init__(self, name: str, session: "ort.InferenceSession") -> None:
+        self._name = name
+        self._session = session
+        self._inputs = [value.name for value in session.get_inputs()]
+
+    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """Run the graph once; see `engine.backends.base.Session`."""
+        try:
+            outputs: list[NDArray[np.generic]] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
+        except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
+            raise BackendError(f"{self._name}: ONNX Runtime failed: {err}") from err
+        return outputs

@@ -1,0 +1,106 @@
+"""Command line of the exporter: `python -m engine.export MODEL.onnx -o NAME.ada`."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.console import STATUS, run
+from engine.export import ExportReport, export
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command(name="export")
+def main(
+    model: Annotated[Path, typer.Argument(help="ONNX classifier with a dynamic batch.", metavar="MODEL.onnx")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.", metavar="NAME.ada")],
+    preprocess: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON: {"resize": 256, "interp": "bicubic", "mean": […], "std": […], …}.',
+            metavar="FILE.json",
+        ),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file, one class name a line.", metavar="FILE.txt")] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="softmax, sigmoid or none; found by itself when the model ends in one.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="Feature layer, by tensor name; repeat for several.", metavar="TENSOR"),
+    ] = None,
+    output_name: Annotated[
+        str | None,
+        typer.Option("--output-name", help="The class scores, when the model has several outputs."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
+) -> None:
+    """Compile a CNN classifier into a bundle from which engine.load explains its answers.
+
+    Example: python -m engine.export resnet50.onnx -o resnet50.ada --preprocess preprocess.json --labels labels.txt
+    --activation softmax
+    """
+    began = time.perf_counter()
+    with STATUS.status("export") as status:
+        report = export(
+            model,
+            output,
+            preprocess=preprocess,
+            labels=labels,
+            activation=activation,
+            layers=layer or (),
+            output_name=output_name,
+            force=force,
+            step=lambda name: status.update(f"{name} …"),
+        )
+    print_report(report, Console(highlight=False), time.perf_counter() - began)
+
+
+def print_report(report: ExportReport, console: Console, seconds: float) -> None:
+    """Print what an export made as tables."""
+    bundle, checks = report.bundle, report.verification
+    files = {file.name: file.stat().st_size for file in sorted(bundle.path.iterdir())}
+
+    blocks = Table(
+        "block",
+        "ends in",
+        "maps",
+        "nodes",
+        "ops",
+        "gradient error",
+        title=f"{bundle.path}",
+        title_style="bold",
+    )
+    ends = [(layer.name, f"{layer.channels}×{layer.height}×{layer.width}") for layer in bundle.layers]
+    ends.append(("logits", f"{bundle.classes} classes, {bundle.activation}"))
+    for (name, ops), (tensor, shape) in zip(report.ops.items(), ends, strict=True):
+        counts = ", ".join(f"{count} {op}" for op, count in ops.items())
+        error = checks.gradient_errors.get(name)
+        blocks.add_row(name, tensor, shape, str(sum(ops.values())), counts, "–" if error is None else f"{error:.1e}")
+    console.print(blocks)
+
+    sizes = Table("file", "KiB", title="files", title_style="bold")
+    for name, size_bytes in files.items():
+        sizes.add_row(name, f"{size_bytes / 1024:,.0f}")
+    sizes.add_section()
+    sizes.add_row("total", f"{sum(files.values()) / 1024:,.0f}")
+    console.print(sizes)
+
+    worst = max(checks.average_gradient_errors.values())
+    console.print(
+        f"forward against the source: {checks.forward_error:.1e} of the largest logit; chain of blocks: "
+        f"{checks.blocks_error:.1e}"
+    )
+    console.print(
+        f"average gradients, tapped against the companions: {worst:.1e}; exported and verified in {seconds:.1f} s"
+    )
+    for note in report.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    run(app)

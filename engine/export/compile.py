@@ -1,0 +1,172 @@
+"""The whole export: source → cut → split → differentiate → link → verify → bundle."""
+
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from engine._version import __version__
+from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
+from engine.bundle import SCHEMA_VERSION, Bundle, load_bundle
+from engine.errors import OptionError, UnsupportedOpError
+from engine.export.cut import feature_layers
+from engine.export.differentiate import companion
+from engine.export.link import forward, tapped
+from engine.export.pack import new_bundle, write_graphs, write_manifest
+from engine.export.source import Source, load_source
+from engine.export.split import Block, split
+from engine.export.verify import Verification, verify
+from engine.preprocess import Preprocess
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What an export made.
+
+    Attributes:
+        bundle: The bundle, loaded again from disk.
+        ops: For each block and the head, how many nodes of each operator it has.
+        verification: The figures of the checks.
+        notes: What the user should know, such as a companion that could not be made.
+    """
+
+    bundle: Bundle
+    ops: Mapping[str, Mapping[str, int]]
+    verification: Verification
+    notes: tuple[str, ...]
+
+
+def export(
+    model: Path,
+    output: Path,
+    *,
+    preprocess: Path | None = None,
+    labels: Path | None = None,
+    activation: str | None = None,
+    layers: Sequence[str] = (),
+    output_name: str | None = None,
+    force: bool = False,
+    step: Callable[[str], None] = lambda _: None,
+) -> ExportReport:
+    """Compile an ONNX classifier into an explanation bundle.
+
+    Args:
+        model: The ONNX file: one image input [N, C, H, W] float32 with symbolic batch, class scores [N, classes].
+        output: The bundle's folder, `NAME.ada`.
+        preprocess: JSON file with the settings of `Preprocess`; without one only prepared arrays can be explained.
+        labels: Text file with one class name a line.
+        activation: `softmax`, `sigmoid` or `none`; needed when the model does not end in its activation.
+        layers: Tensor names of the feature layers, instead of the ones that the exporter finds.
+        output_name: The model's output with the class scores; needed when there are several.
+        force: Replace a bundle that exists.
+        step: Called with the name of each step before it starts.
+
+    Returns:
+        What was made.
+
+    Raises:
+        ModelError: The model cannot be compiled, or the result is not what the model computes.
+        OptionError: An option or a file it names makes no sense for this model.
+        BundleError: The bundle cannot be written.
+    """
+    with new_bundle(output, force=force) as folder:
+        step("import")
+        source = load_source(model, output=output_name, activation=activation)
+        settings = _read_preprocess(preprocess, source)
+        names = _read_labels(labels, source)
+        step("cut, split, differentiate, link")
+        points = feature_layers(source.model.graph, layers)
+        blocks = split(source.model, [point.name for point in points])
+        companions, notes = _companions(blocks)
+        graphs = {block.name: block.model.clone() for block in blocks}
+        graphs |= {f"{name}.grad": model.clone() for name, model in companions.items()}
+        graphs |= {"forward": forward(source), "tapped": tapped(source, points)}
+        write_graphs(folder, graphs)
+        verification = verify(source, points, blocks, companions, folder, step)
+        step("bundle")
+        ops = {block.name: dict(Counter(node.op_type for node in block.model.graph).most_common()) for block in blocks}
+        channels, height, width = source.image_shape
+        write_manifest(
+            folder,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "versions": _versions(),
+                "source": {"sha256": source.sha256, "output": source.output},
+                "opset": source.opset,
+                "ir_version": source.model.ir_version,
+                "input": {
+                    "name": source.input.name,
+                    "dtype": "float32",
+                    "layout": "NCHW",
+                    "channels": channels,
+                    "height": height,
+                    "width": width,
+                },
+                "output": {"name": source.logits.name, "classes": source.classes},
+                "activation": source.activation,
+                "layers": [
+                    {"name": p.name, "channels": p.channels, "height": p.height, "width": p.width} for p in points
+                ],
+                "graphs": {
+                    "forward": "forward.onnx",
+                    "tapped": "tapped.onnx",
+                    "blocks": [
+                        {
+                            "forward": f"{name}.onnx",
+                            "gradient": f"{name}.grad.onnx" if name in companions else None,
+                            "ops": count,
+                        }
+                        for name, count in ops.items()
+                    ],
+                },
+                "preprocess": None if settings is None else settings.as_json(),
+                "labels": names,
+                "verification": verification.rounded(),
+            },
+        )
+    return ExportReport(bundle=load_bundle(output), ops=ops, verification=verification, notes=notes)
+
+
+def _companions(blocks: Sequence[Block]) -> tuple[dict[str, ir.Model], tuple[str, ...]]:
+    """Differentiate every block; the first may do without, since Ada-SISE needs no gradient at the image."""
+    first, *others = blocks
+    companions = {}
+    notes: tuple[str, ...] = ()
+    try:
+        companions[first.name] = companion(first)
+    except UnsupportedOpError as err:
+        notes = (f"{first.name} has no gradient companion, which Ada-SISE does not need: {err}",)
+    return companions | {block.name: companion(block) for block in others}, notes
+
+
+def _read_preprocess(path: Path | None, source: Source) -> Preprocess | None:
+    if path is None:
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise OptionError(f"{path}: cannot be read as JSON ({err}); expected preprocessing settings") from err
+    return Preprocess.from_json(settings, image_shape=source.image_shape, origin=str(path))
+
+
+def _read_labels(path: Path | None, source: Source) -> list[str] | None:
+    if path is None:
+        return None
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as err:
+        raise OptionError(f"{path}: cannot be read as text ({err}); expected one class name a line") from err
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) != source.classes:
+        raise OptionError(f"{path}: holds {len(names)} class names; the model has {source.classes} classes")
+    return names
+
+
+def _versions() -> dict[str, str]:
+    packages = {"numpy": "numpy", "onnx": "onnx", "onnx_ir": "onnx-ir"}
+    versions = {key: importlib.metadata.version(package) for key, package in packages.items()}
+    return {"engine": __version__, **versions, "onnxruntime": ONNXRUNTIME_VERSION}

@@ -1,0 +1,67 @@
+"""Folding BatchNormalization into the convolution before it."""
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from engine.export.graph import float_attribute, int_attribute
+
+
+def fold_batch_normalization(graph: ir.Graph) -> None:
+    """Replace every Conv → BatchNormalization pair with constant parameters by one Conv.
+
+    W' = W·s and b' = (b − mean)·s + bias, with s = scale/√(var + epsilon) per output channel, computed in float64. A
+    BatchNormalization that no such Conv precedes stays; it has a gradient rule of its own.
+    """
+    for node in list(graph):
+        if node.op_type != "BatchNormalization" or int_attribute(node, "training_mode", 0) == 1:
+            continue
+        conv = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if (
+            conv is None
+            or conv.op_type != "Conv"
+            or len(conv.outputs[0].uses()) != 1
+            or conv.outputs[0].is_graph_output()
+        ):
+            continue
+        parameters = [_float64(value) for value in node.inputs[1:5]]
+        weight, bias = _float64(conv.inputs[1]), _float64(conv.inputs[2]) if len(conv.inputs) > 2 else None
+        if weight is None or any(parameter is None for parameter in parameters):
+            continue
+        if len(conv.inputs) > 2 and conv.inputs[2] is not None and bias is None:
+            continue
+        scale, shift, mean, variance = (parameter for parameter in parameters if parameter is not None)
+        factor = scale / np.sqrt(variance + float_attribute(node, "epsilon", 1e-5))
+        folded_bias = ((0.0 if bias is None else bias) - mean) * factor + shift
+        folded = ir.Node(
+            "",
+            "Conv",
+            [
+                conv.inputs[0],
+                _constant(graph, f"{conv.name}/folded_weight", weight * factor[:, None, None, None]),
+                _constant(graph, f"{conv.name}/folded_bias", folded_bias),
+            ],
+            conv.attributes.values(),
+            name=conv.name,
+            num_outputs=1,
+        )
+        output = node.outputs[0]
+        folded.outputs[0].name, folded.outputs[0].type, folded.outputs[0].shape = (
+            output.name,
+            output.type,
+            output.shape,
+        )
+        ir.convenience.replace_nodes_and_values(graph, conv, [conv, node], [folded], [output], [folded.outputs[0]])
+
+
+def _float64(value: ir.Value | None) -> NDArray[np.float64] | None:
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy().astype(np.float64)
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[np.float64]) -> ir.Value:
+    tensor = ir.tensor(array.astype(np.float32), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,168 @@
+"""Small helpers over onnx-ir: facts about values, and appending nodes to a graph.
+
+Every activation has its batch on axis 0 and all other axes of known size: `source.load_source` has made sure.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import ArrayLike, NDArray
+
+from engine.errors import ModelError, UnsupportedOpError
+
+_COMPARISONS = frozenset({"And", "Equal", "Greater", "Less", "Not"})
+
+AttributeValue: TypeAlias = int | float | str | Sequence[int] | Sequence[float]
+
+
+def describe(node: ir.Node) -> str:
+    """Return `Conv node 'stem/conv'`, the way messages name a node."""
+    return f"{node.op_type} node {node.name!r}"
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...]:
+    """Return the sizes of all axes but the first of an activation: (C, H, W) of [N, C, H, W].
+
+    Raises:
+        ModelError: An axis other than the first has no known size.
+    """
+    sizes = None if value.shape is None else value.shape[1:]
+    if sizes is None or not all(isinstance(size, int) for size in sizes):
+        raise ModelError(
+            f"tensor {value.name!r} has shape {value.shape}; expected a known size on every axis but the "
+            "first, the batch: export the model with a fixed image size"
+        )
+    return tuple(int(str(size)) for size in sizes)
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value:
+    """Return a required input of the node.
+
+    Raises:
+        ModelError: The node lacks it.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise ModelError(f"{describe(node)}: has no input {index}; expected one, by the ONNX specification")
+    return value
+
+
+def constant_array(node: ir.Node, index: int) -> NDArray[np.generic] | None:
+    """Return the constant at input `index` of the node, or None if that optional input is absent.
+
+    Raises:
+        UnsupportedOpError: The input is computed from the image.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        return None
+    if value.const_value is None:
+        raise UnsupportedOpError(
+            f"{describe(node)}: input {index} ({value.name!r}) is computed from the image; expected a constant"
+        )
+    return value.const_value.numpy()
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """Return an integer attribute or its default of the ONNX specification."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def ints_attribute(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:
+    """Return an integer-list attribute or its default of the ONNX specification."""
+    attribute = node.attributes.get(name)
+    return tuple(default) if attribute is None else tuple(attribute.as_ints())
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """Return a float attribute or its default of the ONNX specification."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_float()
+
+
+def string_attribute(node: ir.Node, name: str, default: str) -> str:
+    """Return a string attribute or its default of the ONNX specification."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
+class GraphBuilder:
+    """Appends nodes and constants to a graph, with names that are unique and the same on every run.
+
+    Args:
+        graph: The graph to append to.
+        prefix: Leads every name that the builder gives, so that generated nodes stand out from the source's.
+    """
+
+    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+        self.graph = graph
+        self._prefix = prefix
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._taken = {value.name for value in graph.inputs} | set(graph.initializers)
+        for node in graph:
+            self._taken.add(node.name)
+            self._taken.update(output.name for output in node.outputs)
+        self._count = 0
+
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: AttributeValue) -> ir.Value:
+        """Append one node and return its single output, of the element type of its first input."""
+        name = self._unique(op_type)
+        output = ir.Value(name=name)
+        first = next(value for value in inputs if value is not None)
+        dtype = ir.DataType.BOOL if op_type in _COMPARISONS else first.dtype
+        output.type = None if dtype is None else ir.TensorType(dtype)
+        self.graph.append(
+            ir.Node(
+                "",
+                op_type,
+                inputs,
+                ir.convenience.convert_attributes(attributes),
+                outputs=[output],
+                name=name,
+            )
+        )
+        return output
+
+    def cast(self, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+        """Append a Cast.
+
+        Raises:
+            ModelError: The element type to cast to is unknown.
+        """
+        if dtype is None:
+            raise ModelError(f"tensor {value.name!r}: its gradient's element type is unknown; expected a typed graph")
+        output = self.op("Cast", value, to=int(dtype))
+        output.dtype = dtype
+        return output
+
+    def ints(self, values: ArrayLike) -> ir.Value:
+        """Return an int64 constant."""
+        return self._constant(np.asarray(values, np.int64))
+
+    def floats(self, values: ArrayLike, like: ir.Value) -> ir.Value:
+        """Return a floating-point constant of the element type of `like`."""
+        if like.dtype is None:
+            raise ModelError(f"tensor {like.name!r} has no known element type")
+        return self._constant(np.asarray(values, like.dtype.numpy()))
+
+    def _constant(self, array: NDArray[np.generic]) -> ir.Value:
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._unique("constant")
+            tensor = ir.tensor(array, name=name)
+            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+            value.const_value = tensor
+            self.graph.register_initializer(value)
+            self._constants[key] = value
+        return self._constants[key]
+
+    def _unique(self, stem: str) -> str:
+        while True:
+            name = f"{self._prefix}/{stem}_{self._count}"
+            self._count += 1
+            if name not in self._taken:
+                self._taken.add(name)
+                return name

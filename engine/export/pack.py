@@ -1,0 +1,104 @@
+"""Writing a bundle: the graphs, the one weight file they share, and the manifest."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+
+from engine.bundle import MANIFEST, sha256_of
+from engine.errors import BundleError
+
+WEIGHTS = "weights.bin"
+_ALIGNMENT = 4096
+_SMALLEST = 1024
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+
+
+def write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
+    """Write graphs as `NAME.onnx`, with their weights in one shared file.
+
+    Float constants of 1 KiB and more go to `weights.bin`, each distinct content once, at offsets that are multiples of
+    4096 so that a host may map them. Integers and small constants stay in the graphs: ONNX Runtime refuses an external
+    shape. The bytes written depend on the graphs alone.
+
+    Args:
+        folder: An existing folder.
+        graphs: Models by name; their constants are replaced by references to the weight file.
+    """
+    places: dict[bytes, tuple[int, int]] = {}
+    with (folder / WEIGHTS).open("wb") as file:
+        for name, model in graphs.items():
+            constants = model.graph.initializers
+            ordered = sorted(constants.items())
+            constants.clear()
+            for key, value in ordered:
+                constants[key] = value
+                tensor = value.const_value
+                if tensor is None or tensor.dtype not in _FLOATS or tensor.nbytes < _SMALLEST:
+                    continue
+                content = tensor.tobytes()
+                digest = hashlib.sha256(content).digest()
+                if digest not in places:
+                    file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+                    places[digest] = (file.tell(), len(content))
+                    file.write(content)
+                offset, length = places[digest]
+                value.const_value = ir.ExternalTensor(
+                    WEIGHTS,
+                    offset,
+                    length,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=key,
+                    base_dir=folder,
+                )
+            (folder / f"{name}.onnx").write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
+    """Write the manifest, with the size and hash of every file that is in the folder."""
+    listed = {
+        file.name: {"sha256": sha256_of(file), "size_bytes": file.stat().st_size} for file in sorted(folder.iterdir())
+    }
+    text = json.dumps({**manifest, "files": listed}, indent=2, ensure_ascii=False, sort_keys=True)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_bundle(target: Path, *, force: bool) -> Iterator[Path]:
+    """Give a folder beside the target to write into, which becomes the target when all went well.
+
+    Args:
+        target: Where the bundle shall be.
+        force: Whether a bundle that is there already may be replaced.
+
+    Raises:
+        BundleError: Something is at the target that may not be replaced, or the folder cannot be written.
+    """
+    if target.exists() and not force:
+        raise BundleError(f"{target}: exists already; choose another name, or replace it with --force")
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target}: is not a bundle, so --force does not replace it; choose another name")
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as err:
+        raise BundleError(f"{target}: cannot be written: {err.strerror} in {target.parent}") from err
+    try:
+        yield work
+        work.chmod(0o755)
+        if target.exists():
+            old = work.with_name(f"{work.name}.old")
+            target.rename(old)
+            work.rename(target)
+            shutil.rmtree(old)
+        else:
+            work.rename(target)
+    except OSError as err:
+        raise BundleError(f"{target}: cannot be written: {err.strerror}") from err
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

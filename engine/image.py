@@ -1,0 +1,193 @@
+"""Photos in, pictures out: decoding, preprocessing, baselines and the heatmap overlay."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from engine.errors import ImageError, OptionError
+from engine.preprocess import Preprocess
+
+Photo: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | NDArray[np.float32]"
+Baseline: TypeAlias = "str | tuple[float, ...]"
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_BLUR = 1 / 20
+_COLOURS = np.array(
+    [[48, 18, 59], [70, 107, 227], [40, 188, 235], [50, 242, 152], [164, 252, 60], [238, 207, 58], [251, 126, 33],
+     [209, 47, 5], [122, 4, 3]], np.float64,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """A photo as the network takes it, and as a person sees it.
+
+    Attributes:
+        array: float32 [1, C, H, W], the network's input.
+        picture: The part of the photo that the network sees, at the photo's own resolution.
+    """
+
+    array: NDArray[np.float32]
+    picture: Image.Image
+
+
+def prepare(photo: Photo, preprocess: Preprocess | None, image_shape: tuple[int, int, int]) -> Prepared:
+    """Turn a photo into the network's input.
+
+    Args:
+        photo: A file, a PIL image or uint8 [h, w, 3] of any size; or the prepared input, float32 [1, C, H, W].
+        preprocess: The bundle's settings, or None when it has none.
+        image_shape: Sizes C, H and W of the network's input.
+
+    Raises:
+        ImageError: The photo cannot be read, or the array has another type or shape, or values that are not finite.
+    """
+    if isinstance(photo, np.ndarray) and photo.dtype != np.uint8:
+        return _prepared_array(photo, preprocess, image_shape)
+    if preprocess is None:
+        raise ImageError(
+            f"the bundle holds no preprocessing, so it takes only prepared float32 arrays {[1, *image_shape]}; export "
+            "it with --preprocess to explain photos"
+        )
+    decoded = _decode(photo).convert("L" if image_shape[0] == 1 else "RGB")
+    network_view, picture = _resize(decoded, preprocess)
+    pixels = np.asarray(network_view, np.float32).reshape(*image_shape[1:], image_shape[0])
+    array = _normalise(pixels, preprocess).transpose(2, 0, 1)[None]
+    return Prepared(array=np.ascontiguousarray(array), picture=picture)
+
+
+def make_baseline(
+    baseline: Baseline, array: NDArray[np.float32], preprocess: Preprocess | None
+) -> NDArray[np.float32] | None:
+    """Make what masked-out pixels become.
+
+    Args:
+        baseline: `zero` (0 in the network's input space), `blur` (the image under a Gaussian whose σ is 1/20 of its
+            shorter side), or a colour: red, green, blue (or one grey value) from 0 to 255.
+        array: The network's input, float32 [1, C, H, W].
+        preprocess: The bundle's settings, which a colour needs.
+
+    Returns:
+        float32 [C, H, W], or None for zeros.
+
+    Raises:
+        OptionError: The baseline is unknown, or a colour that this network cannot take.
+    """
+    if baseline == "zero":
+        return None
+    if baseline == "blur":
+        return _blur(array[0])
+    channels = array.shape[1]
+    if isinstance(baseline, str) or len(baseline) != channels or not all(0 <= value <= 255 for value in baseline):
+        raise OptionError(
+            f"baseline is {baseline!r}; expected 'zero', 'blur', or {channels} colour "
+            f"value{'s' if channels > 1 else ''} from 0 to 255"
+        )
+    if preprocess is None:
+        raise OptionError(f"baseline is the colour {baseline!r}, but the bundle holds no preprocessing to translate it")
+    values = _normalise(np.array(baseline, np.float32), preprocess)
+    return np.ascontiguousarray(np.broadcast_to(values[:, None, None], array.shape[1:]))
+
+
+def overlay(heatmap: NDArray[np.float32], picture: Image.Image, opacity: float = 0.7) -> Image.Image:
+    """Draw a heatmap over a picture: dark blue for 0, through green, to red for 1; the hotter, the more opaque.
+
+    Args:
+        heatmap: float32 [H, W] from 0 to 1.
+        picture: What to draw on, of any size; the heatmap is stretched to it.
+        opacity: Opacity of the hottest pixel, from 0 to 1.
+    """
+    if not 0 <= opacity <= 1:
+        raise OptionError(f"opacity is {opacity:g}; expected a number from 0 to 1")
+    heat = np.asarray(Image.fromarray(heatmap).resize(picture.size, Image.Resampling.BILINEAR), np.float64)
+    stops = np.linspace(0, 1, len(_COLOURS))
+    colours = np.stack([np.interp(heat, stops, _COLOURS[:, channel]) for channel in range(3)], axis=2)
+    weight = (opacity * (0.35 + 0.65 * heat))[:, :, None]
+    blended = weight * colours + (1 - weight) * np.asarray(picture.convert("RGB"), np.float64)
+    return Image.fromarray(np.rint(blended).astype(np.uint8))
+
+
+def _decode(photo: Photo) -> Image.Image:
+    if isinstance(photo, np.ndarray):
+        if photo.ndim != 3 or photo.shape[2] != 3 or 0 in photo.shape:
+            raise ImageError(f"array uint8 {list(photo.shape)}: is no photo; expected [height, width, 3]")
+        return Image.fromarray(photo)
+    if isinstance(photo, Image.Image):
+        return ImageOps.exif_transpose(photo)
+    if not isinstance(photo, str | Path):
+        raise ImageError(
+            f"image is of type {type(photo).__name__}; expected a path, a PIL image, uint8 [height, width, 3] or a "
+            "prepared float32 array"
+        )
+    try:
+        with Image.open(photo) as image:
+            return ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as err:
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
+        raise ImageError(f"{photo}: cannot be read as a photo: {reason}") from err
+
+
+def _normalise(pixels: NDArray[np.float32], preprocess: Preprocess) -> NDArray[np.float32]:
+    """Turn colours [..., C] from 0 to 255, red first, into network values: (pixel/scale − mean)/std."""
+    ordered = pixels[..., ::-1] if preprocess.bgr else pixels
+    mean, std = np.array(preprocess.mean, np.float32), np.array(preprocess.std, np.float32)
+    return np.asarray((ordered / np.float32(preprocess.scale) - mean) / std, np.float32)
+
+
+def _resize(photo: Image.Image, preprocess: Preprocess) -> tuple[Image.Image, Image.Image]:
+    """Return the network's view of a photo, and the same part of it at its own resolution."""
+    height, width = preprocess.size
+    filter_ = _RESAMPLING[preprocess.interp]
+    if isinstance(preprocess.resize, str):
+        return photo.resize((width, height), filter_), photo
+    shorter = min(photo.size)
+    scaled = (preprocess.resize * photo.width // shorter, preprocess.resize * photo.height // shorter)
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    view = photo.resize(scaled, filter_).crop((left, top, left + width, top + height))
+    across, down = photo.width / scaled[0], photo.height / scaled[1]
+    edges = (left * across, top * down, (left + width) * across, (top + height) * down)
+    return view, photo.crop((round(edges[0]), round(edges[1]), round(edges[2]), round(edges[3])))
+
+
+def _prepared_array(
+    array: NDArray[np.generic], preprocess: Preprocess | None, image_shape: tuple[int, int, int]
+) -> Prepared:
+    if array.dtype != np.float32 or array.shape != (1, *image_shape):
+        raise ImageError(
+            f"array {array.dtype} {list(array.shape)}: does not fit; expected a photo uint8 [height, width, 3], or the "
+            f"prepared input float32 {[1, *image_shape]}"
+        )
+    prepared = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(prepared).all():
+        raise ImageError("the prepared array holds NaN or infinity; expected finite numbers")
+    values = prepared[0].astype(np.float64)
+    if preprocess is None:
+        values = (values - values.min()) / max(float(np.ptp(values)), 1e-30) * 255.0
+    else:
+        values = values * np.array(preprocess.std)[:, None, None] + np.array(preprocess.mean)[:, None, None]
+        values = values * preprocess.scale
+        values = values[::-1] if preprocess.bgr else values
+    pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return Prepared(array=prepared, picture=Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+
+
+def _blur(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    sigma = _BLUR * min(image.shape[1:])
+    rows, columns = (_gaussian(size, sigma) for size in image.shape[1:])
+    return np.asarray(rows @ image @ columns.T, np.float32)
+
+
+def _gaussian(size: int, sigma: float) -> NDArray[np.float64]:
+    """Return the matrix [size, size] that blurs along one axis; weights beyond the border fall to those within."""
+    distance = np.arange(size)[:, None] - np.arange(size)
+    weights = np.exp(-0.5 * (distance / sigma) ** 2)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))

@@ -1,0 +1,24 @@
+"""The arithmetic of the method between two runs of the network, in NumPy.
+
+One module a phase: `select` (average gradients → channels), `mask` (feature maps → masked images), `combine` (scores →
+visualization map), `fuse` (visualization maps → heatmap); `resample` is the upsampling that two of them share.
+"""
+
+from engine.kernels.combine import activate, visualization_map
+from engine.kernels.fuse import FUSIONS, fuse, otsu_threshold
+from engine.kernels.mask import MaskWriter, is_flat
+from engine.kernels.select import RULES, Selection, otsu_split, select_channels
+
+__all__ = [
+    "FUSIONS",
+    "RULES",
+    "MaskWriter",
+    "Selection",
+    "activate",
+    "fuse",
+    "is_flat",
+    "otsu_split",
+    "otsu_threshold",
+    "select_channels",
+    "visualization_map",
+]

@@ -1,0 +1,1 @@
+"""Runnable examples: a real ImageNet CNN, from a published checkpoint to explained photos."""

@@ -1,0 +1,27 @@
+"""Fixtures that every test may use, and the check that nothing was skipped that could have run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
+_NEEDS_ASSETS = "needs the pretrained models and photos in ../shared/assets"
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    if not ASSETS.is_dir():
+        pytest.skip(_NEEDS_ASSETS)
+    return ASSETS
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(20102)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
+    skipped = terminalreporter.getreports("skipped")
+    if ASSETS.is_dir() and any(_NEEDS_ASSETS in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(f"ERROR: {ASSETS} is there, but tests that need it were skipped", red=True)

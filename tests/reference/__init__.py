@@ -1,0 +1,1 @@
+"""The independent reference: Ada-SISE from its formulas, in NumPy and torch, without a line of the engine."""
