@@ -9,86 +9,25 @@
 Source: SISE, arXiv 2010.00672; Ada-SISE, arXiv 2102.07799.
 """
 
-import difflib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends import Backend, create_backend
-from engine.bundle import ACTIVATIONS, Bundle, load_bundle
-from engine.errors import OptionError, TargetError
+from engine.bundle import Bundle, Layer, load_bundle
 from engine.explanation import Explanation, LayerReport
 from engine.image import Baseline, Photo, make_baseline, prepare
-from engine.kernels import (
-    FUSIONS,
-    RULES,
-    MaskWriter,
-    Selection,
-    activate,
-    fuse,
-    is_flat,
-    select_channels,
-    visualization_map,
-)
+from engine.kernels import MaskWriter, Selection, activate, fuse, is_flat, select_channels, visualization_map
+from engine.options import Options, Target, Targets, class_indices
+from engine.scoring import ScoredMasks, score_masks
 
-Target: TypeAlias = int | str | None
-Targets: TypeAlias = list[int] | list[str] | list[Target] | tuple[Target, ...]
-Maps: TypeAlias = list[NDArray[np.float32]]
-
-_TOP = -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to explain; checked when made.
-
-    Attributes:
-        rule: One of `RULES`.
-        mu: For rule `positive`: keep maps whose average gradient exceeds mu times the largest, from 0 up to 1.
-        fusion: One of `FUSIONS`.
-        activation: What turns logits into class scores.
-        batch_size: Masked images scored in one run of the network.
-    """
-
-    rule: str
-    mu: float
-    fusion: str
-    activation: str
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        for name, known in (("rule", RULES), ("fusion", FUSIONS), ("activation", ACTIVATIONS)):
-            if getattr(self, name) not in known:
-                raise OptionError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
-        if not 0 <= self.mu < 1:
-            raise OptionError(f"mu is {self.mu:g}; expected a number from 0 up to 1")
-        if self.mu > 0 and self.rule != "positive":
-            raise OptionError(f"mu is {self.mu:g} with rule {self.rule!r}; only rule 'positive' takes mu")
-        if self.batch_size < 1:
-            raise OptionError(f"batch_size is {self.batch_size}; expected at least 1")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerScores:
-    """The scored masks of one layer, of all classes together.
-
-    Attributes:
-        channels: int64 [n], ascending.
-        scores: float64 [n, K], the masks' scores for the K classes.
-        minimum: float64 [n], minimum of each upsampled map.
-        extent: float64 [n], maximum less minimum of each upsampled map.
-    """
-
-    channels: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    minimum: NDArray[np.float64]
-    extent: NDArray[np.float64]
+Floats = NDArray[np.float32]
+Map = NDArray[np.float64]
 
 
 def load(path: str | Path, *, device: str = "cpu", threads: int | None = None) -> "Explainer":
@@ -185,55 +124,37 @@ class Explainer:
             TargetError: The model has no such class.
             OptionError: An option has no meaning.
         """
-        options = Options(
-            rule=rule,
-            mu=mu,
-            fusion=fusion,
-            activation=activation or self.bundle.activation,
-            batch_size=batch_size,
-        )
-        several = isinstance(target, list | tuple)
-        targets = [self._class_index(entry) for entry in (target if isinstance(target, list | tuple) else [target])]
-        timings: dict[str, float] = {}
-        with _timed(timings, "total"):
-            with _timed(timings, "prepare"):
-                prepared = prepare(image, self.bundle.preprocess, self.bundle.image_shape)
-                baseline_array = make_baseline(baseline, prepared.array, self.bundle.preprocess)
-            with _timed(timings, "tap"):
-                logits, classes, maps, averages = self._tap(prepared.array, targets)
-                class_scores = activate(logits, options.activation)[0]
-            with _timed(timings, "select"):
-                chosen = [[select_channels(alpha[k], rule, mu) for alpha in averages] for k in range(len(classes))]
-                flat = [is_flat(layer[0]) for layer in maps]
-            with _timed(timings, "score"):
-                writer = MaskWriter(prepared.array[0], baseline_array)
-                scored = self._score(writer, maps, flat, chosen, classes, options)
-            with _timed(timings, "combine"):
-                size = prepared.array.shape[2:]
-                views = [
-                    [
-                        _combine(layer[0], selection.channels, masks, k, size)
-                        for layer, selection, masks in zip(maps, row, scored, strict=True)
-                    ]
-                    for k, row in enumerate(chosen)
-                ]
-            with _timed(timings, "fuse"):
-                fused = [fuse(row, options.fusion) for row in views]
+        activation = activation or self.bundle.activation
+        options = Options(rule=rule, mu=mu, fusion=fusion, activation=activation, batch_size=batch_size)
+        targets = class_indices(target, self.bundle.classes, self.bundle.labels)
+        clock = _Clock()
+        with clock("prepare"):
+            prepared = prepare(image, self.bundle.preprocess, self.bundle.image_shape)
+            replacement = make_baseline(baseline, prepared.array, self.bundle.preprocess)
+        with clock("tap"):
+            logits, classes, maps, averages = self._tap(prepared.array, targets)
+        with clock("select"):
+            chosen = [[select_channels(alpha[k], rule, mu) for alpha in averages] for k in range(len(classes))]
+        with clock("score"):
+            writer = MaskWriter(prepared.array[0], replacement)
+            masks = self._score(writer, maps, chosen, classes, options)
 
         results = []
+        size = self.bundle.image_shape[1:]
+        class_scores = activate(logits, activation)[0]
         for k, index in enumerate(classes):
-            heatmap, cuts = fused[k]
-            layers = tuple(
-                self._layer_report(number, chosen[k][number], flat[number], cuts[number])
-                for number in range(len(self.bundle.layers))
-            )
+            with clock("combine"):
+                views = [_combine(*layer, k, size) for layer in zip(maps, masks, chosen[k], strict=True)]
+            with clock("fuse"):
+                heatmap, cuts = fuse(views, fusion)
+            layers = tuple(_report(*layer, k) for layer in zip(self.bundle.layers, masks, chosen[k], cuts, strict=True))
             results.append(
                 Explanation(
-                    heatmap=np.zeros(size, np.float32) if heatmap is None else heatmap.astype(np.float32),
+                    heatmap=(np.zeros(size) if heatmap is None else heatmap).astype(np.float32),
                     target=index,
                     label=None if self.bundle.labels is None else self.bundle.labels[index],
                     class_score=float(class_scores[index]),
-                    activation=options.activation,
+                    activation=activation,
                     rule=rule,
                     mu=mu,
                     fusion=fusion,
@@ -241,19 +162,16 @@ class Explainer:
                     layers=layers,
                     scored=sum(layer.scored for layer in layers),
                     complete=True,
-                    timings_ms=timings,
-                    warnings=_warnings(layers, heatmap is None),
+                    timings_ms=clock.timings_ms,
+                    warnings=_warnings(layers, empty=heatmap is None),
                     picture=prepared.picture,
-                    visualization_maps=tuple(None if v is None else v.astype(np.float32) for v in views[k])
-                    if visualization_maps
-                    else None,
+                    visualization_maps=tuple(map(_as_float32, views)) if visualization_maps else None,
                 )
             )
-        return results if several else results[0]
+        clock.stop()
+        return results if isinstance(target, list | tuple) else results[0]
 
-    def _tap(
-        self, array: NDArray[np.float32], targets: Sequence[int]
-    ) -> tuple[NDArray[np.float32], list[int], Maps, Maps]:
+    def _tap(self, array: Floats, targets: Sequence[int]) -> tuple[Floats, list[int], list[Floats], list[Floats]]:
         """Run the tapped graph: logits [1, classes], class indices, F_l [1, C_l, h_l, w_l] and α_l [K, C_l]."""
         logits, classes, *rest = self._tapped.run([array, np.array(targets, np.int64)])
         tensors = [tensor.astype(np.float32, copy=False) for tensor in rest]
@@ -263,97 +181,51 @@ class Explainer:
     def _score(
         self,
         writer: MaskWriter,
-        maps: Maps,
-        flat: Sequence[NDArray[np.bool_]],
+        maps: Sequence[Floats],
         chosen: Sequence[Sequence[Selection]],
         classes: Sequence[int],
         options: Options,
-    ) -> list[LayerScores]:
-        """Score the masks of all classes once: the union of their channels, layer after layer."""
-        scored = []
-        for number, layer_flat in enumerate(flat):
-            union = np.unique(np.concatenate([row[number].channels for row in chosen]))
-            channels = union[~layer_flat[union]]
-            n = len(channels)
-            scored.append(LayerScores(channels, np.empty((n, len(classes))), np.empty(n), np.empty(n)))
-        places = [(number, position) for number, masks in enumerate(scored) for position in range(len(masks.channels))]
-        batch = np.empty((min(options.batch_size, max(len(places), 1)), *self.bundle.image_shape), np.float32)
-        for start in range(0, len(places), len(batch)):
-            part = places[start : start + len(batch)]
-            for row, (number, position) in zip(batch, part, strict=False):
-                masks = scored[number]
-                feature_map = maps[number][0, masks.channels[position]]
-                masks.minimum[position], masks.extent[position] = writer.write(feature_map, row)
-            (logits,) = self._forward.run([batch[: len(part)]])
-            scores = activate(logits.astype(np.float32, copy=False), options.activation)[:, classes]
-            for (number, position), score in zip(part, scores, strict=True):
-                scored[number].scores[position] = score
-        return scored
-
-    def _class_index(self, target: Target) -> int:
-        """Return the index of a class, or −1 for top-1.
-
-        Raises:
-            TargetError: The model has no such class, or several of that name.
-        """
-        classes, labels = self.bundle.classes, self.bundle.labels
-        if target is None:
-            return _TOP
-        if isinstance(target, str):
-            if labels is None:
-                raise TargetError(
-                    f"target {target!r}: the bundle has no labels; give a class index from 0 to {classes - 1}"
-                )
-            indices = [index for index, label in enumerate(labels) if label == target]
-            if not indices:
-                near = difflib.get_close_matches(target, labels, n=3)
-                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-                raise TargetError(f"target {target!r}: is none of the bundle's {classes} labels{hint}")
-            if len(indices) > 1:
-                raise TargetError(f"target {target!r}: is the label of classes {indices}; give one of these indices")
-            return indices[0]
-        if isinstance(target, bool) or not isinstance(target, int | np.integer):
-            raise TargetError(
-                f"target {target!r}: is a {type(target).__name__}; expected a class index, a label or None"
-            )
-        if not 0 <= target < classes:
-            raise TargetError(f"target {target}: is out of range; expected a class index from 0 to {classes - 1}")
-        return int(target)
-
-    def _layer_report(
-        self, number: int, selection: Selection, flat: NDArray[np.bool_], cut: float | None
-    ) -> LayerReport:
-        layer = self.bundle.layers[number]
-        selected = len(selection.channels)
-        constant = int(np.count_nonzero(flat[selection.channels]))
-        return LayerReport(
-            name=layer.name,
-            channels=layer.channels,
-            positive=selection.positive,
-            selected=selected,
-            flat=constant,
-            scored=selected - constant,
-            threshold=selection.threshold,
-            fusion_threshold=cut,
-            selected_channels=selection.channels,
-        )
+    ) -> list[ScoredMasks]:
+        """Score the masks of all classes once: in every layer the union of their channels, without the flat maps."""
+        channels = []
+        for layer_maps, selections in zip(maps, zip(*chosen, strict=True), strict=True):
+            union = np.unique(np.concatenate([selection.channels for selection in selections]))
+            channels.append(union[~is_flat(layer_maps[0, union])])
+        rows = max(1, min(options.batch_size, sum(map(len, channels))))
+        batch = np.empty((rows, *self.bundle.image_shape), np.float32)
+        return score_masks(self._forward, writer, maps, channels, classes, options.activation, batch)
 
 
-def _combine(
-    maps: NDArray[np.float32],
-    channels: NDArray[np.int64],
-    masks: LayerScores,
-    k: int,
-    size: tuple[int, int],
-) -> NDArray[np.float64] | None:
+def _combine(maps: Floats, masks: ScoredMasks, selection: Selection, k: int, size: tuple[int, int]) -> Map | None:
     """Make the visualization map of one layer for class number k, from that class's own channels."""
-    own = np.isin(masks.channels, channels)
+    own = masks.positions_of(selection.channels)
+    own = own[own >= 0]
     return visualization_map(
-        maps[masks.channels[own]], masks.scores[own, k], masks.minimum[own], masks.extent[own], size
+        maps[0, masks.channels[own]], masks.scores[own, k], masks.minimum[own], masks.extent[own], size
     )
 
 
-def _warnings(layers: Sequence[LayerReport], empty: bool) -> tuple[str, ...]:
+def _report(layer: Layer, masks: ScoredMasks, selection: Selection, cut: float | None, k: int) -> LayerReport:
+    """Say what happened in one layer for class number k."""
+    own = masks.positions_of(selection.channels)
+    scores = np.full(len(own), np.nan)
+    scores[own >= 0] = masks.scores[own[own >= 0], k]
+    scored = int(np.count_nonzero(own >= 0))
+    return LayerReport(
+        name=layer.name,
+        channels=layer.channels,
+        positive=selection.positive,
+        selected=len(own),
+        flat=len(own) - scored,
+        scored=scored,
+        threshold=selection.threshold,
+        fusion_threshold=cut,
+        selected_channels=selection.channels,
+        scores=scores,
+    )
+
+
+def _warnings(layers: Sequence[LayerReport], *, empty: bool) -> tuple[str, ...]:
     warnings = [
         f"layer {layer.name!r} gave no mask: "
         + ("no feature map was selected" if layer.selected == 0 else f"all {layer.flat} selected maps are constant")
@@ -365,8 +237,23 @@ def _warnings(layers: Sequence[LayerReport], empty: bool) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-@contextmanager
-def _timed(timings: dict[str, float], phase: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    timings[phase] = (time.perf_counter() - began) * 1e3
+def _as_float32(view: Map | None) -> Floats | None:
+    return None if view is None else view.astype(np.float32)
+
+
+class _Clock:
+    """Adds up the time spent in each phase, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.timings_ms: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + (time.perf_counter() - began) * 1e3
+
+    def stop(self) -> None:
+        """Note the time since the clock was made as `total`."""
+        self.timings_ms["total"] = (time.perf_counter() - self._began) * 1e3

@@ -28,6 +28,7 @@ class LayerReport:
         fusion_threshold: Where the layer's visualization map was cut, or None: the first layer that has a map is not
             cut, and a layer without one is skipped.
         selected_channels: int64 [selected], the strongest average gradient first.
+        scores: float64 [selected], the class score of the image under each channel's mask; NaN where none was scored.
     """
 
     name: str
@@ -39,11 +40,13 @@ class LayerReport:
     threshold: float | None
     fusion_threshold: float | None
     selected_channels: NDArray[np.int64]
+    scores: NDArray[np.float64]
 
     def as_json(self) -> dict[str, object]:
         """Return the report in JSON's types."""
         entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return entries | {"selected_channels": self.selected_channels.tolist()}
+        scores = [None if np.isnan(score) else float(score) for score in self.scores]
+        return entries | {"selected_channels": self.selected_channels.tolist(), "scores": scores}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

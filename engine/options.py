@@ -1,0 +1,91 @@
+"""What a caller may choose of the method, checked at the edge."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from engine.bundle import ACTIVATIONS
+from engine.errors import OptionError, TargetError
+from engine.kernels import FUSIONS, RULES
+
+Target: TypeAlias = int | str | None
+Targets: TypeAlias = list[int] | list[str] | list[Target] | tuple[Target, ...]
+
+TOP_CLASS = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to explain; checked when made.
+
+    Attributes:
+        rule: One of `RULES`.
+        mu: For rule `positive`: keep maps whose average gradient exceeds mu times the largest, from 0 up to 1.
+        fusion: One of `FUSIONS`.
+        activation: What turns logits into class scores.
+        batch_size: Masked images scored in one run of the network.
+    """
+
+    rule: str
+    mu: float
+    fusion: str
+    activation: str
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for name, known in (("rule", RULES), ("fusion", FUSIONS), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        if not 0 <= self.mu < 1:
+            raise OptionError(f"mu is {self.mu:g}; expected a number from 0 up to 1")
+        if self.mu > 0 and self.rule != "positive":
+            raise OptionError(f"mu is {self.mu:g} with rule {self.rule!r}; only rule 'positive' takes mu")
+        if self.batch_size < 1:
+            raise OptionError(f"batch_size is {self.batch_size}; expected at least 1")
+
+
+def class_indices(target: Target | Targets, classes: int, labels: Sequence[str] | None) -> list[int]:
+    """Return the index of every class that was asked for, `TOP_CLASS` for None.
+
+    Args:
+        target: Class index, label or None, or a list of these.
+        classes: Number of classes.
+        labels: One name per class, or None.
+
+    Raises:
+        TargetError: The list is empty, or the model has no such class, or several of that name.
+    """
+    asked = target if isinstance(target, list | tuple) else [target]
+    if not asked:
+        raise TargetError(
+            "target is an empty list; expected at least one class index or label, or None for the top-1 class"
+        )
+    return [_class_index(entry, classes, labels) for entry in asked]
+
+
+def _class_index(target: Target, classes: int, labels: Sequence[str] | None) -> int:
+    if target is None:
+        return TOP_CLASS
+    if isinstance(target, str):
+        return _labelled(target, classes, labels)
+    if isinstance(target, bool) or not isinstance(target, int | np.integer):
+        raise TargetError(f"target {target!r}: is a {type(target).__name__}; expected a class index, a label or None")
+    if not 0 <= target < classes:
+        raise TargetError(f"target {target}: is out of range; expected a class index from 0 to {classes - 1}")
+    return int(target)
+
+
+def _labelled(label: str, classes: int, labels: Sequence[str] | None) -> int:
+    if labels is None:
+        raise TargetError(f"target {label!r}: the bundle has no labels; give a class index from 0 to {classes - 1}")
+    indices = [index for index, name in enumerate(labels) if name == label]
+    if not indices:
+        near = difflib.get_close_matches(label, labels, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise TargetError(f"target {label!r}: is none of the bundle's {classes} labels{hint}")
+    if len(indices) > 1:
+        raise TargetError(f"target {label!r}: is the label of classes {indices}; give one of these indices")
+    return indices[0]
