@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -47,13 +48,17 @@ def explain(
 
 def print_report(result: Explanation, console: Console) -> None:
     """Print what an explanation found as a table."""
-    table = Table("layer", "maps", "positive", "selected", "flat", "scored", title=str(result), title_style="bold")
+    table = Table("layer", box=SIMPLE_HEAD, title=str(result), title_style="bold")
+    for heading in ("maps", "positive", "selected", "flat", "scored"):
+        table.add_column(heading, justify="right")
     for layer in result.layers:
         counts = (layer.channels, layer.positive, layer.selected, layer.flat, layer.scored)
         table.add_row(layer.name, *map(str, counts))
     console.print(table)
     phases = ", ".join(f"{phase} {ms:.0f}" for phase, ms in result.timings_ms.items())
-    console.print(f"ms: {phases}; rule {result.rule}, fusion {result.fusion}, activation {result.activation}")
+    console.print(
+        f"rule {result.rule}, fusion {result.fusion}, activation {result.activation}; ms: {phases}", soft_wrap=True
+    )
     for warning in result.warnings:
         STATUS.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
 

@@ -26,9 +26,7 @@ TWO_ANIMALS = ("bull mastiff", "tiger cat")
 
 # The dog and the cat of the Grad-CAM literature, from a source archive of `grad-cam` (MIT licence). pip runs
 # an archive's setup.py, so the hash pins the one that was read: it needs no torch, and nothing is installed.
-PHOTO_REQUIREMENT = (
-    "grad-cam==1.5.4 --hash=sha256:920bba6ccdd758533fd1de4fd596cdceab8f0bb138b675271e95b614a1f01147\n"
-)
+PHOTO_REQUIREMENT = "grad-cam==1.5.4 --hash=sha256:920bba6ccdd758533fd1de4fd596cdceab8f0bb138b675271e95b614a1f01147\n"
 PHOTO_ARCHIVE = "grad-cam-1.5.4.tar.gz"
 PHOTO_MEMBER = "grad-cam-1.5.4/examples/both.png"
 PHOTO_SHA256 = "8d30785a513e22a2f574c839c7e1751db943d0b5399347e7bb37736f6c5a95c2"
@@ -115,9 +113,7 @@ def show_layers(result: engine.Explanation) -> None:
         counts = (layer.channels, layer.positive, layer.selected, layer.flat, layer.scored)
         table.add_row(layer.name, *map(str, counts))
     console.print(table)
-    console.print(
-        "  ".join(f"{phase} {milliseconds:.0f} ms" for phase, milliseconds in result.timings_ms.items())
-    )
+    console.print("  ".join(f"{phase} {milliseconds:.0f} ms" for phase, milliseconds in result.timings_ms.items()))
 
 
 def show_pictures(explained: dict[Path, engine.Explanation]) -> None:

@@ -88,9 +88,7 @@ class _GraphWriter:
         if tensor is None:
             raise ValueError(f"state dict: has no tensor {name!r}; expected EfficientNet-Lite0's state dict")
         if tensor.shape != shape or tensor.dtype != np.float32:
-            raise ValueError(
-                f"state dict: tensor {name!r} is {tensor.dtype} {tensor.shape}, expected float32 {shape}"
-            )
+            raise ValueError(f"state dict: tensor {name!r} is {tensor.dtype} {tensor.shape}, expected float32 {shape}")
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(tensor), name)
         return name
 
@@ -111,8 +109,7 @@ class _GraphWriter:
             group=group,
         )
         statistics = [
-            self.weight(f"{norm}.{part}", (channels,))
-            for part in ("weight", "bias", "running_mean", "running_var")
+            self.weight(f"{norm}.{part}", (channels,)) for part in ("weight", "bias", "running_mean", "running_var")
         ]
         return self.node("BatchNormalization", [convolved, *statistics], norm, epsilon=BATCH_NORM_EPSILON)
 
@@ -129,9 +126,7 @@ class _GraphWriter:
             output = self.conv(output, f"{block}._expand_conv", f"{block}._bn0", expand_shape, stride=1)
             output = self.relu6(output)
         depthwise_shape = (hidden, 1, stage.kernel, stage.kernel)
-        output = self.conv(
-            output, f"{block}._depthwise_conv", f"{block}._bn1", depthwise_shape, stride, group=hidden
-        )
+        output = self.conv(output, f"{block}._depthwise_conv", f"{block}._bn1", depthwise_shape, stride, group=hidden)
         output = self.relu6(output)
         project_shape = (stage.channels, hidden, 1, 1)
         output = self.conv(output, f"{block}._project_conv", f"{block}._bn2", project_shape, stride=1)
@@ -175,9 +170,7 @@ def build_model(state_dict: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     writer = _GraphWriter(state_dict)
     writer.network("input", "logits")
     unused = [
-        name
-        for name in state_dict
-        if name not in writer.initializers and not name.endswith(".num_batches_tracked")
+        name for name in state_dict if name not in writer.initializers and not name.endswith(".num_batches_tracked")
     ]
     if unused:
         raise ValueError(f"state dict: has tensors that EfficientNet-Lite0 has not: {', '.join(unused)}")

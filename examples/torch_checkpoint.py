@@ -180,9 +180,7 @@ def _read_legacy(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     unpickler = _RestrictedUnpickler(file, path)
     state = unpickler.load()
     if not isinstance(state, dict):
-        raise CheckpointError(
-            f"{path}: holds a {type(state).__name__}, expected a state dict (tensors by name)"
-        )
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a state dict (tensors by name)")
     for key in _RestrictedUnpickler(file, path).load():
         _read_elements(file, unpickler.storages[key], key)
     return {name: _tensor(name, value, path) for name, value in state.items()}

@@ -16,6 +16,18 @@ def assets() -> Path:
     return ASSETS
 
 
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tests.tiny_cnn`, made once; copy it before changing it."""
+    from engine.export import export
+    from tests.tiny_cnn import write_tiny_cnn
+
+    folder = tmp_path_factory.mktemp("tiny")
+    model, preprocess, labels = write_tiny_cnn(folder)
+    export(model, folder / "tiny.ada", preprocess=preprocess, labels=labels, activation="softmax")
+    return folder / "tiny.ada"
+
+
 @pytest.fixture
 def random() -> np.random.Generator:
     return np.random.default_rng(20102)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -65,25 +66,20 @@ def print_report(report: ExportReport, console: Console, seconds: float) -> None
     bundle, checks = report.bundle, report.verification
     files = {file.name: file.stat().st_size for file in sorted(bundle.path.iterdir())}
 
-    blocks = Table(
-        "block",
-        "ends in",
-        "maps",
-        "nodes",
-        "ops",
-        "gradient error",
-        title=f"{bundle.path}",
-        title_style="bold",
-    )
+    blocks = Table(box=SIMPLE_HEAD, title=str(bundle.path), title_style="bold")
+    for heading in ("block", "ends in", "maps", "ops"):
+        blocks.add_column(heading, overflow="fold")
+    blocks.add_column("gradient error", justify="right", no_wrap=True)
     ends = [(layer.name, f"{layer.channels}×{layer.height}×{layer.width}") for layer in bundle.layers]
-    ends.append(("logits", f"{bundle.classes} classes, {bundle.activation}"))
+    ends.append(("logits", f"{bundle.classes}, {bundle.activation}"))
     for (name, ops), (tensor, shape) in zip(report.ops.items(), ends, strict=True):
         counts = ", ".join(f"{count} {op}" for op, count in ops.items())
         error = checks.gradient_errors.get(name)
-        blocks.add_row(name, tensor, shape, str(sum(ops.values())), counts, "–" if error is None else f"{error:.1e}")
+        blocks.add_row(name, tensor, shape, counts, "none" if error is None else f"{error:.1e}")
     console.print(blocks)
 
-    sizes = Table("file", "KiB", title="files", title_style="bold")
+    sizes = Table("file", box=SIMPLE_HEAD)
+    sizes.add_column("KiB", justify="right")
     for name, size_bytes in files.items():
         sizes.add_row(name, f"{size_bytes / 1024:,.0f}")
     sizes.add_section()
@@ -91,13 +87,13 @@ def print_report(report: ExportReport, console: Console, seconds: float) -> None
     console.print(sizes)
 
     worst = max(checks.average_gradient_errors.values())
-    console.print(
-        f"forward against the source: {checks.forward_error:.1e} of the largest logit; chain of blocks: "
-        f"{checks.blocks_error:.1e}"
-    )
-    console.print(
-        f"average gradients, tapped against the companions: {worst:.1e}; exported and verified in {seconds:.1f} s"
-    )
+    for line in (
+        f"forward against the source: {checks.forward_error:.1e} of the largest logit",
+        f"chain of blocks against the source: {checks.blocks_error:.1e} of the largest logit",
+        f"average gradients, tapped against the companions: {worst:.1e}",
+        f"exported and verified in {seconds:.1f} s",
+    ):
+        console.print(line)
     for note in report.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 

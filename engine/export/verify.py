@@ -139,9 +139,8 @@ def directional_error(
                 for direction in directions
             ]
         )
-        scale = float(np.linalg.norm(differences))
-        error = float(np.linalg.norm(differences - expected)) / scale if scale > 0 else float("inf")
-        best = min(best, error)
+        scale = max(float(np.linalg.norm(differences)), float(np.linalg.norm(expected)))
+        best = min(best, float(np.linalg.norm(differences - expected)) / scale if scale > 0 else 0.0)
         if best <= 0.1 * GRADIENT_BOUND:
             break
     return best

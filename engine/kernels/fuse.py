@@ -59,10 +59,9 @@ def otsu_threshold(values: Map) -> float:
     Source: N. Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9(1), 1979.
     """
     counts, edges = np.histogram(values, _BINS)
-    centres = (edges[:-1] + edges[1:]) / 2
+    n, mass = counts.sum(), np.cumsum(counts * np.arange(_BINS))
     below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    mass = np.cumsum(counts * centres)
-    lower = mass[:-1] / below
-    upper = (mass[-1] - mass[:-1]) / above
-    return float(centres[int(np.argmax(below * above * (upper - lower) ** 2))])
+    distance = n * mass[:-1] - below * mass[-1]  # integers: equal variances stay equal, so that the first wins
+    variance = distance.astype(np.float64) ** 2 / (below * (n - below))
+    best = int(np.argmax(variance))
+    return float((edges[best] + edges[best + 1]) / 2)

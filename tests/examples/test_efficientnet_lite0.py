@@ -79,8 +79,7 @@ def torch_logits(state_dict: dict[str, np.ndarray], images: np.ndarray) -> np.nd
             pads += [total // 2, total - total // 2]
         x = functional.conv2d(functional.pad(x, pads), weight, stride=stride, groups=groups)
         mean, variance, scale, shift = (
-            state[f"{norm}.{part}"][:, None, None]
-            for part in ("running_mean", "running_var", "weight", "bias")
+            state[f"{norm}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
         )
         return (x - mean) / torch.sqrt(variance + 1e-3) * scale + shift
 
@@ -89,9 +88,7 @@ def torch_logits(state_dict: dict[str, np.ndarray], images: np.ndarray) -> np.nd
         block, skip = f"_blocks.{index}", x
         if expanded != channels:
             x = functional.relu6(conv(x, f"{block}._expand_conv", f"{block}._bn0"))
-        x = functional.relu6(
-            conv(x, f"{block}._depthwise_conv", f"{block}._bn1", stride=stride, groups=expanded)
-        )
+        x = functional.relu6(conv(x, f"{block}._depthwise_conv", f"{block}._bn1", stride=stride, groups=expanded))
         x = conv(x, f"{block}._project_conv", f"{block}._bn2")
         x = x + skip if stride == 1 and channels == output else x
     x = functional.relu6(conv(x, "_conv_head", "_bn1")).mean(dim=(2, 3))
@@ -223,9 +220,7 @@ def test_preprocessing_and_labels_are_the_shared_ones(assets: Path) -> None:
 def test_a_missing_tensor_is_named() -> None:
     state = random_state_dict(seed=0)
     del state["_blocks.3._bn1.running_var"]
-    with pytest.raises(
-        ValueError, match=r"^state dict: has no tensor '_blocks\.3\._bn1\.running_var'; expected"
-    ):
+    with pytest.raises(ValueError, match=r"^state dict: has no tensor '_blocks\.3\._bn1\.running_var'; expected"):
         build_model(state)
 
 
@@ -241,9 +236,7 @@ def test_a_tensor_of_another_shape_or_dtype_is_named() -> None:
 
 def test_a_tensor_too_many_is_named() -> None:
     state = random_state_dict(seed=0) | {"_blocks.16._bn0.weight": np.zeros(3, np.float32)}
-    with pytest.raises(
-        ValueError, match=r"has tensors that EfficientNet-Lite0 has not: _blocks\.16\._bn0\.weight$"
-    ):
+    with pytest.raises(ValueError, match=r"has tensors that EfficientNet-Lite0 has not: _blocks\.16\._bn0\.weight$"):
         build_model(state)
 
 

@@ -188,9 +188,7 @@ def test_refuses_the_zip_format(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\x89PNG\r\n\x1a\n", b"PK\x05\x06"], ids=["empty", "png", "empty zip"]
-)
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"PK\x05\x06"], ids=["empty", "png", "empty zip"])
 def test_refuses_what_is_no_pickle(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)

@@ -93,7 +93,7 @@ def otsu_split(values: ArrayLike) -> tuple[int, Float]:
     Returns:
         i* (size of the lower class) and tau [n-1], tau(i) at index i-1.
 
-    Source: Ada-SISE, section 2 (adaptive threshold on the average gradients).
+    Source: Ada-SISE, adaptive selection of feature maps; design.md 3.2.
     """
     v = [float(value) for value in np.asarray(values, dtype=np.float64)]
     n = len(v)
@@ -204,9 +204,7 @@ def score_masks(
     _expect_one_image(x)
     height, width = x.shape[2:]
     image = torch.from_numpy(np.array(x[0])).to(dtype)
-    hidden = torch.from_numpy(np.broadcast_to(np.asarray(baseline, dtype=np.float64), image.shape).copy()).to(
-        dtype
-    )
+    hidden = torch.from_numpy(np.broadcast_to(np.asarray(baseline, dtype=np.float64), image.shape).copy()).to(dtype)
     scored = np.array([k for k in range(len(maps)) if not is_flat(maps[k])], dtype=np.int64)
     rows = []
     with torch.inference_mode():
@@ -319,13 +317,13 @@ def fuse(
         maps: V_l in [0, 1], [H, W]; None for a layer that is skipped.
         mode: `hard` as above; `soft` has sigmoid(100 (V_l - t_l)) for the bracket, t_l by `soft_threshold`.
         size: H, W of the result when every map is None.
-        thresholds: Thresholds to use instead of computing them.
+        thresholds: Thresholds to use; those that are None are computed.
 
     Returns:
         Heatmap [H, W] in [0, 1], all zeros when everything was cut away, flat or skipped; and the thresholds
         t_l that were applied, None for the layer with which E starts and for skipped layers.
 
-    Source: SISE, section 3.3 (fusion module).
+    Source: SISE, fusion module; design.md 3.5.
     """
     if mode not in ("hard", "soft"):
         raise ValueError(f"mode: received '{mode}', expected 'hard' or 'soft'")

@@ -147,9 +147,7 @@ class TorchNetwork:
         decision = torch.from_numpy(np.array(decisions[name], dtype=np.float64))
         expected = values[node.inputs[0]].shape
         if decision.shape != expected:
-            raise node.refuse(
-                f"decisions['{name}'] has shape {tuple(decision.shape)}, expected {tuple(expected)}"
-            )
+            raise node.refuse(f"decisions['{name}'] has shape {tuple(decision.shape)}, expected {tuple(expected)}")
         return decision
 
 
@@ -189,6 +187,4 @@ def _constant(name: str, attributes: Mapping[str, object]) -> NDArray[np.generic
             return np.array(value, dtype=np.float32)
         if attribute in ("value_int", "value_ints"):
             return np.array(value, dtype=np.int64)
-    raise ValueError(
-        f"Constant '{name}': received the attributes {list(attributes)}, expected one numeric value"
-    )
+    raise ValueError(f"Constant '{name}': received the attributes {list(attributes)}, expected one numeric value")

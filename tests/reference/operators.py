@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 Pair = tuple[int, int]
 
@@ -60,10 +60,7 @@ class Windows:
         """Cells from the first window's first to the last window's last, padding included."""
         return cast(
             Pair,
-            tuple(
-                (self.out[a] - 1) * self.strides[a] + (self.kernel[a] - 1) * self.dilations[a] + 1
-                for a in (0, 1)
-            ),
+            tuple((self.out[a] - 1) * self.strides[a] + (self.kernel[a] - 1) * self.dilations[a] + 1 for a in (0, 1)),
         )
 
 
@@ -88,9 +85,7 @@ def place_windows(node: Node, size: Pair, kernel: Pair) -> Windows:
             begin, end = (pads[axis], pads[axis + 2]) if auto_pad == "NOTSET" else (0, 0)
             room = size[axis] + begin + end - extent
             if room < 0:
-                raise node.refuse(
-                    f"window of {extent} does not fit into {size[axis]} + padding {begin}, {end}"
-                )
+                raise node.refuse(f"window of {extent} does not fit into {size[axis]} + padding {begin}, {end}")
             out = room // stride + 1
             # ceil_mode: one more window when cells are left over, unless it would start in the right padding.
             # With VALID the specification's two formulas (floor and ceil) give the same number.
@@ -107,7 +102,7 @@ def place_windows(node: Node, size: Pair, kernel: Pair) -> Windows:
 def cover(padded: Tensor, windows: Windows, fill: float) -> Tensor:
     """Extends (or crops) at the end to what the windows cover; ceil_mode may reach beyond the padding."""
     height, width = windows.covered
-    return F.pad(padded, [0, width - padded.shape[3], 0, height - padded.shape[2]], value=fill)
+    return functional.pad(padded, [0, width - padded.shape[3], 0, height - padded.shape[2]], value=fill)
 
 
 def window_cells(padded: Tensor, windows: Windows, fill: float) -> Iterator[Tensor]:
@@ -131,8 +126,8 @@ def conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     w = place_windows(node, sizes(x), sizes(weight))
     padding: Pair = w.begin if w.begin == w.end else (0, 0)
     if w.begin != w.end:
-        x = F.pad(x, w.pads)
-    return F.conv2d(x, weight, bias, w.strides, padding, w.dilations, node.get("group", 1))
+        x = functional.pad(x, w.pads)
+    return functional.conv2d(x, weight, bias, w.strides, padding, w.dilations, node.get("group", 1))
 
 
 def max_pool(node: Node, x: Tensor, *, decision: Tensor | None = None) -> Tensor:
@@ -141,15 +136,15 @@ def max_pool(node: Node, x: Tensor, *, decision: Tensor | None = None) -> Tensor
         raise node.refuse("second output (Indices) is not supported")
     w = place_windows(node, sizes(x), tuple(node.attributes["kernel_shape"]))
     if decision is None and not x.requires_grad:
-        padded = cover(F.pad(x, w.pads, value=-torch.inf), w, -torch.inf)
-        return F.max_pool2d(padded, w.kernel, w.strides, dilation=w.dilations)
+        padded = cover(functional.pad(x, w.pads, value=-torch.inf), w, -torch.inf)
+        return functional.max_pool2d(padded, w.kernel, w.strides, dilation=w.dilations)
     judged = (x if decision is None else decision).detach()
     height, width = sizes(x)
     cells = torch.arange(height * width).reshape(1, 1, height, width)
     best = torch.full((*x.shape[:2], *w.out), -torch.inf, dtype=judged.dtype)
     first = torch.full(best.shape, -1)
-    values = window_cells(F.pad(judged, w.pads, value=-torch.inf), w, -torch.inf)
-    for value, cell in zip(values, window_cells(F.pad(cells, w.pads, value=-1), w, -1), strict=True):
+    values = window_cells(functional.pad(judged, w.pads, value=-torch.inf), w, -torch.inf)
+    for value, cell in zip(values, window_cells(functional.pad(cells, w.pads, value=-1), w, -1), strict=True):
         better = (cell >= 0) & ((value > best) | (first < 0))
         best = torch.where(better, value, best)
         first = torch.where(better, cell, first)
@@ -159,13 +154,13 @@ def max_pool(node: Node, x: Tensor, *, decision: Tensor | None = None) -> Tensor
 def average_pool(node: Node, x: Tensor) -> Tensor:
     """Mean of each window; padding counts with count_include_pad, what ceil_mode adds beyond it never."""
     w = place_windows(node, sizes(x), tuple(node.attributes["kernel_shape"]))
-    counted = F.pad(x.new_ones(1, 1, *sizes(x)), w.pads, value=float(node.get("count_include_pad", 0)))
-    total = torch.stack(list(window_cells(F.pad(x, w.pads), w, 0.0))).sum(0)
+    counted = functional.pad(x.new_ones(1, 1, *sizes(x)), w.pads, value=float(node.get("count_include_pad", 0)))
+    total = torch.stack(list(window_cells(functional.pad(x, w.pads), w, 0.0))).sum(0)
     count = torch.stack(list(window_cells(counted, w, 0.0))).sum(0)
     return total / count
 
 
-def relu(node: Node, x: Tensor, *, decision: Tensor | None = None, overwrite: bool = False) -> Tensor:
+def relu(_: Node, x: Tensor, *, decision: Tensor | None = None, overwrite: bool = False) -> Tensor:
     """max(x, 0); gradient 0 at 0."""
     if decision is None:
         return torch.relu_(x) if overwrite else torch.relu(x)
@@ -197,12 +192,12 @@ def clip(
     return torch.where((judged > lo) & (judged < hi), x, judged.clamp(lo, hi).to(x.dtype))
 
 
-def add(node: Node, a: Tensor, b: Tensor) -> Tensor:
+def add(_: Node, a: Tensor, b: Tensor) -> Tensor:
     """Sum with broadcasting."""
     return a + b
 
 
-def sigmoid(node: Node, x: Tensor) -> Tensor:
+def sigmoid(_: Node, x: Tensor) -> Tensor:
     """1 / (1 + exp(-x))."""
     return torch.sigmoid(x)
 
@@ -225,16 +220,14 @@ def normalise_exponentials(node: Node, x: Tensor, function: Callable[..., Tensor
     return function(x.flatten(axis), dim=axis).reshape(x.shape)
 
 
-def batch_normalization(
-    node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor
-) -> Tensor:
+def batch_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, with the stored statistics."""
     if node.get("training_mode", 0):
         raise node.refuse("training_mode=1 is not supported")
-    return F.batch_norm(x, mean, var, scale, bias, training=False, eps=node.get("epsilon", 1e-5))
+    return functional.batch_norm(x, mean, var, scale, bias, training=False, eps=node.get("epsilon", 1e-5))
 
 
-def global_average_pool(node: Node, x: Tensor) -> Tensor:
+def global_average_pool(_: Node, x: Tensor) -> Tensor:
     """Mean over all axes after N, C."""
     return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
 
@@ -255,7 +248,7 @@ def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     return alpha * (a @ b) if c is None else alpha * (a @ b) + beta * c
 
 
-def matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
+def matmul(_: Node, a: Tensor, b: Tensor) -> Tensor:
     """Matrix product as numpy.matmul."""
     return a @ b
 
@@ -278,7 +271,7 @@ def pad(
     for k, axis in enumerate(over):
         begin[axis], end[axis] = amounts[k], amounts[k + len(over)]
     torch_order = [amount for axis in reversed(range(x.ndim)) for amount in (begin[axis], end[axis])]
-    return F.pad(x, torch_order, value=float(node.get("value", 0.0)) if value is None else value.item())
+    return functional.pad(x, torch_order, value=float(node.get("value", 0.0)) if value is None else value.item())
 
 
 def flatten(node: Node, x: Tensor) -> Tensor:
@@ -302,14 +295,12 @@ def squeeze(node: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
     return x.squeeze() if over is None else x.squeeze(tuple(over))
 
 
-def identity(node: Node, x: Tensor) -> Tensor:
+def identity(_: Node, x: Tensor) -> Tensor:
     """The input."""
     return x
 
 
-def dropout(
-    node: Node, x: Tensor, ratio: Tensor | None = None, training_mode: Tensor | None = None
-) -> Tensor:
+def dropout(node: Node, x: Tensor, _ratio: Tensor | None = None, training_mode: Tensor | None = None) -> Tensor:
     """The input: inference only."""
     if training_mode is not None and bool(training_mode):
         raise node.refuse("training_mode=1 is not supported")

@@ -1,9 +1,9 @@
-"""TorchNetwork against ONNX's own reference evaluator, ONNX Runtime, finite differences and hand-made kinks."""
+"""TorchNetwork against ONNX's reference evaluator, ONNX Runtime, finite differences and hand-made kinks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,15 @@ def generator() -> np.random.Generator:
     return np.random.default_rng(20102)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread: tensors this small only wait for a second one, for seconds when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_model(
     nodes: Sequence[onnx.NodeProto],
     shape: Sequence[int],
@@ -41,7 +50,7 @@ def make_model(
     elem_type: int = TensorProto.DOUBLE,
 ) -> onnx.ModelProto:
     """A model from the input `x`; floating constants take the type of the input."""
-    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(elem_type)
     initializers = []
     for name, array in (constants or {}).items():
         typed = array.astype(dtype) if array.dtype.kind == "f" else array
@@ -58,7 +67,7 @@ def make_model(
 
 @dataclass(frozen=True)
 class Case:
-    """One operator with awkward attributes."""
+    """One operator, often with awkward attributes."""
 
     op: str
     shape: tuple[int, ...]
@@ -66,8 +75,10 @@ class Case:
     inputs: tuple[str, ...] = ("x",)
     constants: dict[str, Array] = field(default_factory=dict)
     opset: int = 17
-    wrong_in: str = ""
-    """Which other implementation departs from the specification here, and how."""
+    evaluator_errs: str = ""
+    """How onnx.reference 1.23 departs from the specification; ONNX Runtime is the only witness then."""
+    runtime_errs: str = ""
+    """The same of ONNX Runtime 1.32; onnx.reference is the only witness then."""
 
     def model(self, elem_type: int = TensorProto.DOUBLE) -> onnx.ModelProto:
         """The operator alone in a graph."""
@@ -77,7 +88,8 @@ class Case:
 
 def values(*shape: int) -> Array:
     """Fixed irregular numbers around 0, for constants."""
-    return np.sin(1.7 * np.arange(1, int(np.prod(shape)) + 1)).reshape(shape)
+    wave: Array = np.sin(1.7 * np.arange(1, int(np.prod(shape)) + 1))
+    return wave.reshape(shape)
 
 
 def ints(*numbers: int) -> Array:
@@ -95,7 +107,13 @@ CASES = [
     Case("Conv", (1, 4, 6, 5), {"group": 2, "pads": [1, 1, 1, 1]}, ("x", "w"), {"w": values(6, 2, 3, 3)}),
     Case("Conv", (3, 4, 6, 5), {"group": 4, "strides": [2, 2]}, ("x", "w"), {"w": values(8, 1, 2, 2)}),
     Case("Conv", (1, 4, 8, 7), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, ("x", "w", "b"), W3),
-    Case("Conv", (1, 4, 8, 8), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}, ("x", "w"), {"w": values(6, 4, 4, 3)}),
+    Case(
+        "Conv",
+        (1, 4, 8, 8),
+        {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+        ("x", "w"),
+        {"w": values(6, 4, 4, 3)},
+    ),
     Case("Conv", (1, 4, 8, 7), {"auto_pad": "VALID", "strides": [3, 2]}, ("x", "w", "b"), W3),
     Case("BatchNormalization", (2, 4, 3, 5), {"epsilon": 0.02}, BN, STATS),
     Case("BatchNormalization", (2, 4), {}, BN, STATS),
@@ -110,9 +128,24 @@ CASES = [
     Case("MaxPool", (2, 3, 7, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}),
     Case("MaxPool", (1, 3, 8, 9), {"kernel_shape": [3, 2], "pads": [1, 1, 0, 0], "dilations": [2, 3]}),
     Case("MaxPool", (1, 3, 8, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
-    Case("MaxPool", (1, 2, 6, 5), {"kernel_shape": [2, 3], "strides": [3, 3], "pads": [1, 1, 1, 1], "ceil_mode": 1}),
+    Case(
+        "MaxPool",
+        (1, 2, 6, 5),
+        {"kernel_shape": [2, 3], "strides": [3, 3], "pads": [1, 1, 1, 1], "ceil_mode": 1},
+    ),
     Case("MaxPool", (1, 2, 8, 7), {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
-    Case("MaxPool", (1, 2, 8, 7), {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
+    Case(
+        "MaxPool",
+        (1, 2, 8, 7),
+        {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+        evaluator_errs="loses the last window",
+    ),
+    Case(
+        "MaxPool",
+        (1, 2, 8, 8),
+        {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "VALID", "ceil_mode": 1},
+        runtime_errs="has one window more",
+    ),
     Case("AveragePool", (2, 3, 7, 8), {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 0, 1]}),
     Case(
         "AveragePool",
@@ -123,10 +156,21 @@ CASES = [
     Case(
         "AveragePool",
         (1, 2, 8, 8),
-        {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 0, 0], "ceil_mode": 1, "count_include_pad": 1},
+        {
+            "kernel_shape": [3, 3],
+            "strides": [2, 2],
+            "pads": [1, 1, 0, 0],
+            "ceil_mode": 1,
+            "count_include_pad": 1,
+        },
     ),
     Case("AveragePool", (1, 2, 8, 7), {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
-    Case("AveragePool", (1, 2, 9, 9), {"kernel_shape": [2, 3], "dilations": [3, 2], "strides": [2, 1]}, opset=19),
+    Case(
+        "AveragePool",
+        (1, 2, 9, 9),
+        {"kernel_shape": [2, 3], "dilations": [3, 2], "strides": [2, 1]},
+        opset=19,
+    ),
     Case("GlobalAveragePool", (2, 3, 5, 4)),
     Case("ReduceMean", (2, 3, 5, 4), {"axes": [2, -1], "keepdims": 0}),
     Case("ReduceMean", (2, 3, 5, 4)),
@@ -136,10 +180,23 @@ CASES = [
     Case("Add", (3, 1), {}, ("c", "x"), {"c": values(2, 1, 4)}),
     Case("Concat", (2, 3, 5), {"axis": -2}, ("x", "c", "x"), {"c": values(2, 2, 5)}),
     Case("Pad", (2, 3, 5, 4), {}, ("x", "p"), {"p": ints(0, 0, 1, 2, 0, 1, 0, 3)}),
-    Case("Pad", (2, 3, 5, 4), {}, ("x", "p", "c"), {"p": ints(0, 0, -1, 2, 0, 0, 1, -2), "c": np.array(0.7)}),
+    Case(
+        "Pad",
+        (2, 3, 5, 4),
+        {},
+        ("x", "p", "c"),
+        {"p": ints(0, 0, -1, 2, 0, 0, 1, -2), "c": np.array(0.7)},
+        evaluator_errs="cannot crop",
+    ),
     Case("Pad", (2, 3, 5, 4), {}, ("x", "p", "", "a"), {"p": ints(1, 2, 0, 3), "a": ints(-1, 2)}, opset=18),
     Case("Pad", (2, 3, 4), {"pads": [0, 1, 0, 0, 0, 2], "value": 0.5}, opset=9),
-    Case("Gemm", (5, 3), {"alpha": 0.5, "beta": 2.0, "transB": 1}, ("x", "w", "b"), {"w": values(4, 3), "b": values(4)}),
+    Case(
+        "Gemm",
+        (5, 3),
+        {"alpha": 0.5, "beta": 2.0, "transB": 1},
+        ("x", "w", "b"),
+        {"w": values(4, 3), "b": values(4)},
+    ),
     Case("Gemm", (3, 5), {"transA": 1}, ("x", "w"), {"w": values(3, 4)}),
     Case("Gemm", (5, 3), {}, ("x", "w", "b"), {"w": values(3, 4), "b": values(5, 1)}),
     Case("MatMul", (2, 5, 3), {}, ("x", "w"), {"w": values(3, 4)}),
@@ -153,9 +210,9 @@ CASES = [
     Case("Dropout", (2, 3), {}, ("x", "r"), {"r": np.array(0.4)}),
     Case("Softmax", (2, 3, 4), {"axis": 1}),
     Case("Softmax", (2, 3, 4)),
-    Case("Softmax", (2, 3, 4), opset=11, wrong_in="evaluator: has no rule before opset 13"),
+    Case("Softmax", (2, 3, 4), opset=11, evaluator_errs="takes the axis as from opset 13 on"),
     Case("LogSoftmax", (2, 5), {"axis": -1}),
-    Case("LogSoftmax", (2, 3, 4), {"axis": 1}, opset=11, wrong_in="evaluator: has no rule before opset 13"),
+    Case("LogSoftmax", (2, 3, 4), {"axis": 1}, opset=11, evaluator_errs="takes the axis as from opset 13 on"),
     Case("Sigmoid", (2, 5)),
     Case("Squeeze", (2, 1, 3, 1), {"axes": [-1]}, opset=11),
     Case("Squeeze", (2, 1, 3, 1), {}, ("x", "a"), {"a": ints(1, 3)}),
@@ -179,21 +236,21 @@ def test_every_operator_has_a_case() -> None:
     assert {case.op for case in CASES} == set(OPERATORS)
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_case)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.evaluator_errs], ids=name_case)
 def test_operator_equals_onnx_reference_evaluator(case: Case, generator: np.random.Generator) -> None:
     x = generator.standard_normal(case.shape)
     result = one_output(TorchNetwork(case.model()).run(x, ["y"]))
-    (expected,) = ReferenceEvaluator(case.model()).run(None, {"x": x})
+    (expected,) = np.asarray(ReferenceEvaluator(case.model()).run(["y"], {"x": x}))
     assert result.shape == expected.shape
     np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_case)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.runtime_errs], ids=name_case)
 def test_operator_equals_onnx_runtime(case: Case, generator: np.random.Generator) -> None:
     model = case.model(TensorProto.FLOAT)
     x = generator.standard_normal(case.shape).astype(np.float32)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (expected,) = session.run(None, {"x": x})
+    (expected,) = np.asarray(session.run(["y"], {"x": x}))
     result = one_output(TorchNetwork(model).run(x, ["y"], dtype=torch.float32))
     assert result.shape == expected.shape
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
@@ -203,7 +260,7 @@ def test_operator_equals_onnx_runtime(case: Case, generator: np.random.Generator
 def test_operator_gradient_equals_finite_differences(case: Case, generator: np.random.Generator) -> None:
     network = TorchNetwork(case.model())
     x = torch.tensor(generator.standard_normal(case.shape), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: network.run(t, ["y"])["y"], [x], eps=1e-6, atol=1e-7)
+    assert torch.autograd.gradcheck(lambda t: network.run(t, ["y"])["y"], [x], eps=1e-6, atol=1e-7, fast_mode=True)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.op in ("Relu", "Clip", "MaxPool")], ids=name_case)
@@ -303,7 +360,9 @@ def residual_nodes() -> tuple[list[onnx.NodeProto], dict[str, Array]]:
     return nodes, {"w1": values(4, 3, 2, 2), "hi": np.array(1.0)}
 
 
-def test_decision_names_lists_what_decides_and_the_input_decides_for_itself(generator: np.random.Generator) -> None:
+def test_decision_names_lists_what_decides_and_the_input_decides_for_itself(
+    generator: np.random.Generator,
+) -> None:
     nodes, constants = residual_nodes()
     network = TorchNetwork(make_model(nodes, (1, 3, 6, 6), constants))
     assert network.decision_names() == ["r", "k"]
@@ -311,9 +370,7 @@ def test_decision_names_lists_what_decides_and_the_input_decides_for_itself(gene
     x = generator.standard_normal((1, 3, 6, 6)).astype(np.float32)
     with torch.no_grad():
         run32 = {name: t.numpy() for name, t in network.run(x, ["r", "k"], dtype=torch.float32).items()}
-    np.testing.assert_array_equal(
-        one_output(network.run(x, ["y"], decisions=run32)), one_output(network.run(x, ["y"]))
-    )
+    np.testing.assert_array_equal(one_output(network.run(x, ["y"], decisions=run32)), one_output(network.run(x, ["y"])))
 
 
 def test_missing_and_misshapen_decisions_are_refused() -> None:
@@ -338,6 +395,11 @@ def test_inference_mode_overwrites_nothing_that_is_read_again(generator: np.rand
         for name in names:
             assert torch.equal(network.run(x, [name])[name], expected[name]), name
     assert torch.equal(x, kept)
+    alias = [helper.make_node("Identity", ["x"], ["i"]), helper.make_node("Relu", ["i"], ["y"])]
+    for nodes in (alias, [helper.make_node("Relu", ["x"], ["y"])]):
+        with torch.inference_mode():
+            TorchNetwork(make_model(nodes, (2, 3, 6, 6))).run(x, ["y"])
+        assert torch.equal(x, kept)
 
 
 def test_gradients_work_after_a_pass_in_inference_mode(generator: np.random.Generator) -> None:
@@ -372,7 +434,7 @@ def test_constants_may_come_from_nodes() -> None:
 
 def test_unknown_operator_is_refused_by_name() -> None:
     model = make_model([helper.make_node("Mish", ["x"], ["y"], name="act")], (1, 2), opset=18)
-    with pytest.raises(ValueError, match="node 'act': operator ai.onnx::Mish is unknown"):
+    with pytest.raises(ValueError, match=r"node 'act': operator ai\.onnx::Mish is unknown"):
         TorchNetwork(model)
     foreign = make_model([helper.make_node("Relu", ["x"], ["y"], name="act", domain="other")], (1, 2))
     with pytest.raises(ValueError, match="node 'act': operator other::Relu is unknown"):
@@ -393,7 +455,10 @@ UNSUPPORTED = [
     (helper.make_node("Pad", ["x", "p"], ["y"], name="n", mode="edge"), "mode 'edge' is not supported"),
     (helper.make_node("MaxPool", ["x"], ["y", "i"], name="n", kernel_shape=[2, 2]), "second output"),
     (helper.make_node("MaxPool", ["x"], ["y"], name="n", kernel_shape=[2]), "received a kernel of 1 axes"),
-    (helper.make_node("MaxPool", ["x"], ["y"], name="n", kernel_shape=[5, 5]), "window of 5 does not fit into 4"),
+    (
+        helper.make_node("MaxPool", ["x"], ["y"], name="n", kernel_shape=[5, 5]),
+        "window of 5 does not fit into 4",
+    ),
     (helper.make_node("Conv", ["x", "w"], ["y"], name="n"), "received a weight of 3 axes"),
     (helper.make_node("Conv", ["x", "v"], ["y"], name="n", auto_pad="SAME"), "auto_pad 'SAME' is unknown"),
     (helper.make_node("Dropout", ["x", "", "t"], ["y"], name="n"), "training_mode=1 is not supported"),
@@ -406,14 +471,19 @@ UNSUPPORTED = [
 
 @pytest.mark.parametrize(("node", "message"), UNSUPPORTED, ids=[message for _, message in UNSUPPORTED])
 def test_unsupported_attributes_are_refused(node: onnx.NodeProto, message: str) -> None:
-    constants = {"p": ints(0, 0, 1, 1, 0, 0, 1, 1), "w": values(3, 2, 3), "v": values(3, 2, 1, 1), "s": values(2)}
+    constants = {
+        "p": ints(0, 0, 1, 1, 0, 0, 1, 1),
+        "w": values(3, 2, 3),
+        "v": values(3, 2, 1, 1),
+        "s": values(2),
+    }
     model = make_model([node], (1, 2, 4, 4), {**constants, "t": np.array(True)})
     with pytest.raises(ValueError, match=f"{node.op_type} 'n': {message}"):
         TorchNetwork(model).run(np.zeros((1, 2, 4, 4)), ["y"])
 
 
 def random_input(folder: Path, batch: int, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Smooth random pictures (noise alone drives every network to one answer), normalised as the model wants."""
+    """Smooth random pictures (to noise a network gives one answer), normalised as the model wants."""
     preprocess = json.loads((folder / "preprocess.json").read_text())
     coarse = torch.tensor(generator.uniform(0, 1, (batch, 3, 14, 14)))
     pixels = torch.nn.functional.interpolate(coarse, (224, 224), mode="bilinear")

@@ -1,0 +1,304 @@
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.bundle import SCHEMA_VERSION, Layer, load_bundle, sha256_of
+from engine.errors import BundleError
+from engine.preprocess import Preprocess
+from tests.tiny_cnn import HEIGHT, LABELS, WIDTH
+
+FILES = (
+    *("block1.grad.onnx", "block1.onnx", "block2.grad.onnx", "block2.onnx", "block3.grad.onnx", "block3.onnx"),
+    *("forward.onnx", "head.grad.onnx", "head.onnx", "tapped.onnx", "weights.bin"),
+)
+REMEDY = "export or copy the bundle again"
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "tiny.ada"))
+
+
+def refuses(bundle: Path, text: str) -> None:
+    """Expect the whole message, `text`."""
+    with pytest.raises(BundleError, match=f"^{re.escape(text)}$"):
+        load_bundle(bundle)
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    change(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_values(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    assert bundle.path == tiny_bundle
+    assert bundle.image_shape == (3, HEIGHT, WIDTH)
+    assert bundle.classes == 5
+    assert bundle.activation == "softmax"
+    assert bundle.layers == (
+        Layer(name="relu1", channels=8, height=24, width=32),
+        Layer(name="relu2", channels=12, height=12, width=16),
+        Layer(name="relu3", channels=16, height=6, width=8),
+    )
+    assert bundle.labels == LABELS
+    assert bundle.preprocess == Preprocess(
+        size=(24, 32),
+        resize=36,
+        interp="bilinear",
+        scale=255.0,
+        bgr=False,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    assert bundle.forward == tiny_bundle / "forward.onnx"
+    assert bundle.tapped == tiny_bundle / "tapped.onnx"
+    assert bundle.manifest["schema_version"] == SCHEMA_VERSION == 1
+    assert bundle.manifest == json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
+
+
+def test_the_manifest_lists_every_other_file(tiny_bundle: Path) -> None:
+    assert tuple(sorted(file.name for file in tiny_bundle.iterdir())) == (*FILES[:9], "manifest.json", *FILES[9:])
+    listed = load_bundle(tiny_bundle).manifest["files"]
+    assert isinstance(listed, dict)
+    assert tuple(listed) == FILES
+    for name, facts in listed.items():
+        data = (tiny_bundle / name).read_bytes()
+        assert facts == {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+        assert sha256_of(tiny_bundle / name) == facts["sha256"]
+
+
+def test_a_bundle_may_lack_labels_and_preprocessing(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest.update(labels=None, preprocess=None))
+    loaded = load_bundle(bundle)
+    assert loaded.labels is None
+    assert loaded.preprocess is None
+
+
+def test_a_bundle_may_be_moved_or_reached_by_a_link(bundle: Path, tmp_path: Path) -> None:
+    moved = bundle.rename(tmp_path / "moved.ada")
+    (tmp_path / "link.ada").symlink_to(moved)
+    assert load_bundle(moved).path == moved
+    assert load_bundle(tmp_path / "link.ada").classes == 5
+
+
+def test_no_folder(bundle: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.ada", bundle / "weights.bin"):
+        refuses(path, f"{path}: is not a folder; expected a bundle made by python -m engine.export")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    refuses(bundle, f"{bundle / name}: is missing; expected the file that manifest.json lists: {REMEDY}")
+
+
+def test_a_folder_in_place_of_a_file(bundle: Path) -> None:
+    (bundle / "weights.bin").unlink()
+    (bundle / "weights.bin").mkdir()
+    refuses(bundle, f"{bundle / 'weights.bin'}: is missing; expected the file that manifest.json lists: {REMEDY}")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file(bundle: Path, name: str) -> None:
+    data = (bundle / name).read_bytes()
+    for changed in (data[:-1], b"", data + b"\0"):
+        (bundle / name).write_bytes(changed)
+        text = f"holds {len(changed)} bytes; expected {len(data)}: it is truncated or changed, {REMEDY}"
+        refuses(bundle, f"{bundle / name}: {text}")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    for position in (0, len(data) // 2, len(data) - 1):
+        changed = bytearray(data)
+        changed[position] ^= 1
+        (bundle / name).write_bytes(changed)
+        text = "does not have the SHA-256 that manifest.json lists: it was changed, export it again"
+        refuses(bundle, f"{bundle / name}: {text}")
+    (bundle / name).write_bytes(data)
+    load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["extra.bin", ".hidden", "block4.onnx", "Weights.bin"])
+def test_a_foreign_file(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes(b"")
+    refuses(bundle, f"{bundle / name}: is not listed in manifest.json; expected only the bundle's own files: remove it")
+
+
+def test_a_foreign_folder(bundle: Path) -> None:
+    (bundle / "more").mkdir()
+    refuses(
+        bundle, f"{bundle / 'more'}: is not listed in manifest.json; expected only the bundle's own files: remove it"
+    )
+
+
+@pytest.mark.parametrize("target", ["outside", "inside", "nowhere"])
+def test_a_link_in_place_of_a_file(bundle: Path, tmp_path: Path, target: str) -> None:
+    file = bundle / "forward.onnx"
+    elsewhere = {"outside": tmp_path / "forward.onnx", "inside": bundle / "tapped.onnx", "nowhere": tmp_path / "none"}
+    shutil.move(file, tmp_path / "forward.onnx")
+    file.symlink_to(elsewhere[target])
+    refuses(bundle, f"{file}: is a link; expected the file that manifest.json lists: {REMEDY}")
+
+
+@pytest.mark.xfail(strict=True, reason="only the files that the manifest lists are checked for being links")
+def test_a_link_in_place_of_the_manifest(bundle: Path, tmp_path: Path) -> None:
+    shutil.move(bundle / "manifest.json", tmp_path / "manifest.json")
+    (bundle / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(BundleError, match=r"manifest\.json: is a link"):
+        load_bundle(bundle)
+
+
+def test_a_missing_manifest(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    refuses(bundle, f"{bundle}: holds no readable manifest.json (No such file or directory); expected a bundle")
+    (bundle / "manifest.json").mkdir()
+    refuses(bundle, f"{bundle}: holds no readable manifest.json (Is a directory); expected a bundle")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "Expecting value: line 1 column 1 (char 0)"),
+        (b'{"schema_version": 1,', "Expecting property name enclosed in double quotes: line 1 column 22 (char 21)"),
+        (b"\xff\xfe{}", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    ],
+)
+def test_a_manifest_that_is_not_json(bundle: Path, data: bytes, reason: str) -> None:
+    (bundle / "manifest.json").write_bytes(data)
+    refuses(bundle, f"{bundle / 'manifest.json'}: is not JSON ({reason}); export the model again")
+
+
+def test_a_truncated_manifest(bundle: Path) -> None:
+    text = (bundle / "manifest.json").read_text(encoding="utf-8")
+    (bundle / "manifest.json").write_text(text[: len(text) // 2], encoding="utf-8")
+    with pytest.raises(BundleError, match=r"tiny\.ada/manifest\.json: is not JSON \(.*\); export the model again$"):
+        load_bundle(bundle)
+
+
+@pytest.mark.xfail(strict=True, raises=RecursionError, reason="the JSON parser's RecursionError is not caught")
+def test_a_manifest_nested_too_deep(bundle: Path) -> None:
+    (bundle / "manifest.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(BundleError, match=r"manifest\.json: is not JSON"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "version"),
+    [({"schema_version": 2}, "2"), ({"schema_version": "1"}, "'1'"), ({"schema_version": 0}, "0"), ({}, "None")],
+)
+def test_another_schema_version(bundle: Path, content: dict[str, object], version: str) -> None:
+    (bundle / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+    refuses(
+        bundle,
+        f"{bundle / 'manifest.json'}: has schema version {version}; this engine reads version 1: export the model "
+        "again, or install the engine that wrote it",
+    )
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "1", '"manifest"'])
+def test_a_manifest_that_is_no_object_has_no_version(bundle: Path, content: str) -> None:
+    (bundle / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(BundleError, match=r"manifest\.json: has schema version None; this engine reads version 1"):
+        load_bundle(bundle)
+
+
+def test_a_newer_version_is_named_before_its_schema_is_judged(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest.update(schema_version=2, activation="new"))
+    with pytest.raises(BundleError, match="has schema version 2"):
+        load_bundle(bundle)
+
+
+SHA = "0" * 64
+NAME = "'^[A-Za-z0-9_][A-Za-z0-9_.-]*$'"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda m: m.pop("labels"), "$ does not fit the schema: 'labels' is a required property"),
+        (
+            lambda m: m.update(author="me"),
+            "$ does not fit the schema: Additional properties are not allowed ('author' was unexpected)",
+        ),
+        (lambda m: m.update(schema_version=True), "$.schema_version does not fit the schema: 1 was expected"),
+        (
+            lambda m: m.update(activation="relu"),
+            "$.activation does not fit the schema: 'relu' is not one of ['softmax', 'sigmoid', 'none']",
+        ),
+        (lambda m: m["layers"].clear(), "$.layers does not fit the schema: [] should be non-empty"),
+        (
+            lambda m: m["layers"][1].update(channels=0),
+            "$.layers[1].channels does not fit the schema: 0 is less than the minimum of 1",
+        ),
+        (
+            lambda m: m["layers"][1].update(channels="12"),
+            "$.layers[1].channels does not fit the schema: '12' is not of type 'integer'",
+        ),
+        (lambda m: m["input"].update(channels=4), "$.input.channels does not fit the schema: 4 is not one of [1, 3]"),
+        (lambda m: m["input"].update(layout="NHWC"), "$.input.layout does not fit the schema: 'NCHW' was expected"),
+        (
+            lambda m: m["graphs"].update(forward="../forward.onnx"),
+            "$.graphs.forward does not fit the schema: 'forward.onnx' was expected",
+        ),
+        (lambda m: m["labels"].append(7), "$.labels[5] does not fit the schema: 7 is not of type 'string'"),
+        (
+            lambda m: m["files"].update({"../secret": {"sha256": SHA, "size_bytes": 0}}),
+            f"$.files does not fit the schema: '../secret' does not match {NAME}",
+        ),
+        (
+            lambda m: m["files"].update({"/etc/passwd": {"sha256": SHA, "size_bytes": 0}}),
+            f"$.files does not fit the schema: '/etc/passwd' does not match {NAME}",
+        ),
+        (
+            lambda m: m["files"].pop("forward.onnx"),
+            "$.files does not fit the schema: 'forward.onnx' is a required property",
+        ),
+        (
+            lambda m: m["files"]["weights.bin"].update(sha256="0"),
+            "$.files['weights.bin'].sha256 does not fit the schema: '0' does not match '^[0-9a-f]{64}$'",
+        ),
+        (lambda m: m["labels"].pop(), "has 4 labels for 5 classes"),
+        (lambda m: m["labels"].append("more"), "has 6 labels for 5 classes"),
+        (
+            lambda m: m["preprocess"].update(interp="cubic"),
+            "interp is 'cubic'; expected one of nearest, bilinear, bicubic, lanczos",
+        ),
+        (lambda m: m["preprocess"].update(size=[24, 24]), "size is [24, 24]; the network takes 24×32"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(bundle: Path, change: Callable[[dict[str, Any]], object], text: str) -> None:
+    edit(bundle, change)
+    refuses(bundle, f"{bundle / 'manifest.json'}: {text}")
+
+
+def test_a_file_struck_from_the_manifest_is_foreign(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest["files"].pop("weights.bin"))
+    with pytest.raises(BundleError, match=r"weights\.bin: is not listed in manifest\.json"):
+        load_bundle(bundle)
+
+
+def test_a_file_listed_but_never_written_is_missing(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest["files"].update({"explain.onnx": {"sha256": SHA, "size_bytes": 0}}))
+    with pytest.raises(BundleError, match=r"explain\.onnx: is missing; expected the file that manifest\.json lists"):
+        load_bundle(bundle)
+
+
+@pytest.mark.xfail(strict=True, reason="JSON Schema takes 24.0 for an integer, and the image shape then holds a float")
+def test_sizes_are_whole_numbers(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest["input"].update(height=24.0))
+    try:
+        loaded = load_bundle(bundle)
+    except BundleError:
+        return
+    assert [type(size) for size in loaded.image_shape] == [int, int, int]
