@@ -33,7 +33,10 @@ def random() -> np.random.Generator:
     return np.random.default_rng(20102)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    skipped = terminalreporter.getreports("skipped")
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run when the assets are there and a test that needs them was skipped all the same."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter is not None else []
     if ASSETS.is_dir() and any(_NEEDS_ASSETS in str(report.longrepr) for report in skipped):
-        terminalreporter.write_line(f"ERROR: {ASSETS} is there, but tests that need it were skipped", red=True)
+        reporter.write_line(f"\n{ASSETS} is there, but tests that need it were skipped", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 import engine
 from engine.backends import OnnxRuntimeCpu
+from engine.export.evaluate import function, in_float64
 from engine.image import prepare
 from tests.models import MODELS, PHOTOS, Exported, exported
 from tests.reference import agreement, method
@@ -21,8 +24,8 @@ from tests.reference.network import TorchNetwork, expose
 # and `all` on the model with the fewest maps.
 FIRST = [(model, PHOTOS[kind][0]) for model, kind in MODELS.items()]
 SECOND = [(model, PHOTOS[kind][1]) for model, kind in MODELS.items()]
-RULES: dict[tuple[str, str], tuple[method.Rule, ...]] = {case: ("otsu", "otsu-count", "positive") for case in FIRST}
-RULES |= {case: ("otsu", "otsu-count") for case in SECOND}
+RULES: dict[tuple[str, str], tuple[method.Rule, ...]] = dict.fromkeys(FIRST, ("otsu", "otsu-count", "positive"))
+RULES |= dict.fromkeys(SECOND, ("otsu", "otsu-count"))
 RULES["squeezenet1.1", PHOTOS[MODELS["squeezenet1.1"]][0]] = ("otsu", "otsu-count", "positive", "all")
 
 
@@ -61,7 +64,7 @@ class Case:
         return {name: exposed[name] for name in names}
 
     def reference_scores(self, layer: int, channels: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Scores [len(channels), classes] in torch float32, each channel scored once for all tests; NaN for flat maps."""
+        """Scores [len(channels), classes] in torch float32, scored once for all tests; NaN for flat maps."""
         missing = [k for k in channels.tolist() if (layer, k) not in self.scored]
         if missing:
             rows = method.score_masks(
@@ -173,3 +176,45 @@ def test_every_photo_equals_reference(name: str, assets: Path, bundles: Path) ->
         case = make_case(assets, bundles, name, str(photo.relative_to(images)))
         result = case.model.explainer.explain(photo, visualization_maps=True)
         case.check(result, [layer[0] for layer in case.alpha], "otsu", "hard")
+
+
+def float64_gradients(bundle: engine.bundle.Bundle, x: NDArray[np.float32], target: int, evaluate) -> list[NDArray]:
+    """Average gradients by the bundle's own blocks and companions, cast to float64 and run one after the other."""
+
+    def load(name: str):
+        return evaluate(in_float64(ir.load(bundle.path / f"{name}.onnx")))
+
+    names = [f"block{number}" for number in range(1, len(bundle.layers) + 1)] + ["head"]
+    inputs = [x.astype(np.float64)]
+    for name in names:
+        inputs.append(load(name)(inputs[-1])[0])
+    gradient = np.zeros_like(inputs.pop())
+    gradient[0, target] = 1.0
+    averages = []
+    for name, block_input in zip(names[:0:-1], inputs[:0:-1], strict=True):
+        gradient, total = load(f"{name}.grad")(block_input, gradient)
+        averages.append(total[0])
+    return averages[::-1]
+
+
+def pure_reference_evaluator(model: ir.Model):
+    evaluator = ReferenceEvaluator(ir.to_proto(model))
+    names = [value.name for value in model.graph.inputs]
+    return lambda *inputs: evaluator.run(None, dict(zip(names, inputs, strict=True)))
+
+
+def assert_equals_float64_autograd(case: Case, evaluate) -> None:
+    top = int(case.logits.argmax())
+    reference = method.average_gradients(case.network, case.x, top, case.layers, case.logits_name)
+    found = float64_gradients(case.model.explainer.bundle, case.x, top, evaluate)
+    for average, expected in zip(found, reference, strict=True):
+        assert np.linalg.norm(average - expected) <= 1e-8 * np.linalg.norm(expected)
+
+
+def test_companions_in_float64_equal_autograd(case: Case) -> None:
+    assert_equals_float64_autograd(case, function)
+
+
+@pytest.mark.slow
+def test_companions_in_float64_equal_autograd_with_onnx_own_operators(case: Case) -> None:
+    assert_equals_float64_autograd(case, pure_reference_evaluator)

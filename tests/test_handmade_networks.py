@@ -130,12 +130,12 @@ def test_flat_visualization_map(tmp_path: Path) -> None:
     weights = {
         "conv": np.array([1.0, -1.0]).reshape(2, 1, 1, 1),
         "bias": np.array([0.0, 0.5]),
-        "head": np.array([[1.0, 0.0], [1.0, 0.0]]),
+        "head": np.array([[100.0, 0.0], [100.0, 0.0]]),  # saturates: both scores are 1
     }
     result = explain(make_case(tmp_path, weights, one_layer(relu=False), "softmax", x), 0)
     (layer,) = result.layers
     assert (layer.selected, layer.scored) == (2, 2)
-    assert layer.scores[0] == layer.scores[1]
+    assert layer.scores.tolist() == [1.0, 1.0]
     assert result.visualization_maps == (None,)
     assert not result.heatmap.any()
     assert result.warnings == (

@@ -37,7 +37,10 @@ def network(
     outputs: str = "y",
     opset: int = 17,
 ) -> onnx.ModelProto:
-    """Make a model with the input `x` [batch, *image]; Python floats and float64 constants become float32."""
+    """Make a model with the input `x` [batch, *image]; only inputs and outputs say their shapes.
+
+    Constants that are float64 become float32.
+    """
     arrays = {name: np.asarray(array) for name, array in (constants or {}).items()}
     graph = helper.make_graph(
         nodes,
@@ -49,7 +52,10 @@ def network(
             for name, array in arrays.items()
         ],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+    model = onnx.shape_inference.infer_shapes(model)
+    del model.graph.value_info[:]
+    return model
 
 
 def imported(model: onnx.ModelProto) -> ir.Model:

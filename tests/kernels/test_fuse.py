@@ -83,7 +83,6 @@ def test_threshold_parts_two_bells(random: np.random.Generator) -> None:
     assert np.count_nonzero(values > threshold + 1 / 512) == 1000
 
 
-@pytest.mark.xfail(strict=True, reason="rounding, not position, decides between bins of exactly equal variance")
 def test_first_of_equally_good_bins_wins() -> None:
     # Mirror images: the splits after bins 0 and 128 have exactly the same variance; the first is the threshold.
     values = np.repeat([0.0, bin_centre(127), bin_centre(128), 1.0], [39, 38, 38, 39])[None]
