@@ -3,6 +3,8 @@
 `load` opens a bundle that `python -m engine.export` made; `Explainer.explain` answers with an `Explanation`.
 """
 
+import sys
+
 from engine._version import __version__
 from engine.errors import (
     BackendError,
@@ -16,7 +18,14 @@ from engine.errors import (
     UnsupportedOpError,
     VerificationError,
 )
-from engine.explainer import Explainer, load
+
+try:
+    from engine.explainer import Explainer, load
+except MissingRuntimeError as err:
+    if sys.argv[0] != "-m":  # what it is while `python -m engine…` still looks for the command line
+        raise
+    sys.stderr.write(f"error: {err}\n")
+    sys.exit(2)
 from engine.explanation import Explanation, LayerReport
 
 __all__ = [

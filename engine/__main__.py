@@ -10,7 +10,7 @@ from rich.table import Table
 
 from engine.console import STATUS, run
 from engine.explainer import load
-from engine.explanation import Explanation
+from engine.explanation import Explanation, file_kind
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
 
@@ -37,9 +37,11 @@ def explain(
 
     Example: python -m engine explain resnet50.ada cat.jpg -o heatmap.png --target "tiger cat"
     """
+    file_kind(output)
     with STATUS.status("explain …"):
         explainer = load(bundle, threads=threads)
-        index_or_label = int(target) if target is not None and target.lstrip("-").isdigit() else target
+        numeric = target is not None and target.removeprefix("-").isdecimal()
+        index_or_label = int(target) if target is not None and numeric else target
         result = explainer.explain(photo, index_or_label, rule=rule, fusion=fusion)
         result.save(output)
     print_report(result, Console(highlight=False))

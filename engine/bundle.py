@@ -81,7 +81,7 @@ def load_bundle(path: Path) -> Bundle:
     manifest = _read_manifest(path)
     _check_files(path, manifest["files"])
     image = manifest["input"]
-    shape = (image["channels"], image["height"], image["width"])
+    shape = (int(image["channels"]), int(image["height"]), int(image["width"]))
     labels = manifest["labels"]
     if labels is not None and len(labels) != manifest["output"]["classes"]:
         raise BundleError(f"{path / MANIFEST}: has {len(labels)} labels for {manifest['output']['classes']} classes")
@@ -96,9 +96,17 @@ def load_bundle(path: Path) -> Bundle:
     return Bundle(
         path=path,
         image_shape=shape,
-        classes=manifest["output"]["classes"],
+        classes=int(manifest["output"]["classes"]),
         activation=manifest["activation"],
-        layers=tuple(Layer(**layer) for layer in manifest["layers"]),
+        layers=tuple(
+            Layer(
+                name=layer["name"],
+                channels=int(layer["channels"]),
+                height=int(layer["height"]),
+                width=int(layer["width"]),
+            )
+            for layer in manifest["layers"]
+        ),
         labels=None if labels is None else tuple(labels),
         preprocess=preprocess,
         manifest=manifest,
@@ -113,12 +121,15 @@ def sha256_of(path: Path) -> str:
 
 def _read_manifest(path: Path):  # type: ignore[no-untyped-def]  # JSON, whose shape the schema has checked
     if not path.is_dir():
-        raise BundleError(f"{path}: is not a folder; expected a bundle made by python -m engine.export")
+        found = "is not a folder" if path.exists() else "does not exist"
+        raise BundleError(f"{path}: {found}; expected a bundle made by python -m engine.export")
+    if (path / MANIFEST).is_symlink():
+        raise BundleError(f"{path / MANIFEST}: is a link; expected the bundle's own file: copy the bundle again")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except OSError as err:
         raise BundleError(f"{path}: holds no readable {MANIFEST} ({err.strerror}); expected a bundle") from err
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise BundleError(f"{path / MANIFEST}: is not JSON ({err}); export the model again") from err
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:

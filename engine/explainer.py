@@ -24,7 +24,7 @@ from engine.explanation import Explanation, LayerReport
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import MaskWriter, Selection, activate, fuse, is_flat, select_channels, visualization_map
 from engine.options import Options, Target, Targets, class_indices
-from engine.scoring import ScoredMasks, score_masks
+from engine.scoring import ScoredMasks, finite, score_masks
 
 Floats = NDArray[np.float32]
 Map = NDArray[np.float64]
@@ -120,11 +120,11 @@ class Explainer:
             One explanation, or a list of them for a list of targets.
 
         Raises:
-            ImageError: The image cannot be read or does not fit.
+            ImageError: The image cannot be read or does not fit, or the network computes NaN or infinity for it.
             TargetError: The model has no such class.
             OptionError: An option has no meaning.
         """
-        activation = activation or self.bundle.activation
+        activation = self.bundle.activation if activation is None else activation
         options = Options(rule=rule, mu=mu, fusion=fusion, activation=activation, batch_size=batch_size)
         targets = class_indices(target, self.bundle.classes, self.bundle.labels)
         clock = _Clock()
@@ -156,9 +156,9 @@ class Explainer:
                     class_score=float(class_scores[index]),
                     activation=activation,
                     rule=rule,
-                    mu=mu,
+                    mu=float(mu),
                     fusion=fusion,
-                    baseline=baseline,
+                    baseline=baseline if isinstance(baseline, str) else tuple(map(float, baseline)),
                     layers=layers,
                     scored=sum(layer.scored for layer in layers),
                     complete=True,
@@ -174,9 +174,9 @@ class Explainer:
     def _tap(self, array: Floats, targets: Sequence[int]) -> tuple[Floats, list[int], list[Floats], list[Floats]]:
         """Run the tapped graph: logits [1, classes], class indices, F_l [1, C_l, h_l, w_l] and α_l [K, C_l]."""
         logits, classes, *rest = self._tapped.run([array, np.array(targets, np.int64)])
-        tensors = [tensor.astype(np.float32, copy=False) for tensor in rest]
+        tensors = [finite(tensor) for tensor in rest]
         count = len(self.bundle.layers)
-        return logits.astype(np.float32, copy=False), classes.tolist(), tensors[:count], tensors[count:]
+        return finite(logits), classes.tolist(), tensors[:count], tensors[count:]
 
     def _score(
         self,

@@ -13,6 +13,18 @@ from engine.errors import OptionError
 from engine.image import overlay
 
 
+def file_kind(path: Path) -> str:
+    """Return the ending that says how an explanation is saved there: `.png` or `.npz`.
+
+    Raises:
+        OptionError: The name has another ending.
+    """
+    kind = path.suffix.lower()
+    if kind not in (".png", ".npz"):
+        raise OptionError(f"{path}: cannot save as {kind or 'a file without ending'}; expected a name in .png or .npz")
+    return kind
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerReport:
     """What happened in one feature layer.
@@ -121,11 +133,7 @@ class Explanation:
             OptionError: The name ends in something else, or the file cannot be written.
         """
         path = Path(path)
-        kind = path.suffix.lower()
-        if kind not in (".png", ".npz"):
-            raise OptionError(
-                f"{path}: cannot save as {kind or 'a file without ending'}; expected a name in .png or .npz"
-            )
+        kind = file_kind(path)
         try:
             if kind == ".png":
                 self.overlay().save(path)
@@ -136,6 +144,6 @@ class Explanation:
             }
             with path.open("wb") as file:
                 arrays |= {"heatmap": self.heatmap, "report": np.array(json.dumps(self.report()))}
-                np.savez_compressed(file, allow_pickle=False, **arrays)
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stub knows one keyword
         except OSError as err:
             raise OptionError(f"{path}: cannot be written: {err.strerror}") from err

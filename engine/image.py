@@ -58,8 +58,7 @@ def prepare(photo: Photo, preprocess: Preprocess | None, image_shape: tuple[int,
             f"the bundle holds no preprocessing, so it takes only prepared float32 arrays {[1, *image_shape]}; export "
             "it with --preprocess to explain photos"
         )
-    decoded = _decode(photo).convert("L" if image_shape[0] == 1 else "RGB")
-    network_view, picture = _resize(decoded, preprocess)
+    network_view, picture = _resize(_decode(photo, "L" if image_shape[0] == 1 else "RGB"), preprocess)
     pixels = np.asarray(network_view, np.float32).reshape(*image_shape[1:], image_shape[0])
     array = _normalise(pixels, preprocess).transpose(2, 0, 1)[None]
     return Prepared(array=np.ascontiguousarray(array), picture=picture)
@@ -82,19 +81,20 @@ def make_baseline(
     Raises:
         OptionError: The baseline is unknown, or a colour that this network cannot take.
     """
-    if baseline == "zero":
+    if isinstance(baseline, str) and baseline == "zero":
         return None
-    if baseline == "blur":
+    if isinstance(baseline, str) and baseline == "blur":
         return _blur(array[0])
     channels = array.shape[1]
-    if isinstance(baseline, str) or len(baseline) != channels or not all(0 <= value <= 255 for value in baseline):
+    colour = baseline if isinstance(baseline, tuple | list) else ()
+    if len(colour) != channels or not all(isinstance(v, int | float | np.number) and 0 <= v <= 255 for v in colour):
         raise OptionError(
             f"baseline is {baseline!r}; expected 'zero', 'blur', or {channels} colour "
             f"value{'s' if channels > 1 else ''} from 0 to 255"
         )
     if preprocess is None:
         raise OptionError(f"baseline is the colour {baseline!r}, but the bundle holds no preprocessing to translate it")
-    values = _normalise(np.array(baseline, np.float32), preprocess)
+    values = _normalise(np.array(colour, np.float32), preprocess)
     return np.ascontiguousarray(np.broadcast_to(values[:, None, None], array.shape[1:]))
 
 
@@ -116,24 +116,40 @@ def overlay(heatmap: NDArray[np.float32], picture: Image.Image, opacity: float =
     return Image.fromarray(np.rint(blended).astype(np.uint8))
 
 
-def _decode(photo: Photo) -> Image.Image:
+def _decode(photo: Photo, mode: str) -> Image.Image:
+    """Decode a photo, turned upright, in Pillow's mode `RGB` or `L`."""
     if isinstance(photo, np.ndarray):
-        if photo.ndim != 3 or photo.shape[2] != 3 or 0 in photo.shape:
+        grey = mode == "L" and photo.ndim == 2
+        if not (grey or (photo.ndim == 3 and photo.shape[2] == 3)) or 0 in photo.shape:
             raise ImageError(f"array uint8 {list(photo.shape)}: is no photo; expected [height, width, 3]")
-        return Image.fromarray(photo)
-    if isinstance(photo, Image.Image):
-        return ImageOps.exif_transpose(photo)
-    if not isinstance(photo, str | Path):
+        return Image.fromarray(photo).convert(mode)
+    if not isinstance(photo, str | Path | Image.Image):
         raise ImageError(
             f"image is of type {type(photo).__name__}; expected a path, a PIL image, uint8 [height, width, 3] or a "
             "prepared float32 array"
         )
+    name = "the image" if isinstance(photo, Image.Image) else str(photo)
     try:
+        if isinstance(photo, Image.Image):
+            return _as_mode(ImageOps.exif_transpose(photo), mode)
         with Image.open(photo) as image:
-            return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as err:
-        reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
-        raise ImageError(f"{photo}: cannot be read as a photo: {reason}") from err
+            return _as_mode(ImageOps.exif_transpose(image), mode)
+    except UnidentifiedImageError as err:
+        raise ImageError(f"{name}: is in no format that Pillow reads; expected a photo") from err
+    except Exception as err:  # Pillow's decoders raise whatever they run into
+        reason = (err.strerror if isinstance(err, OSError) else None) or str(err) or type(err).__name__
+        raise ImageError(f"{name}: cannot be read as a photo: {reason}") from err
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to `RGB` or `L`; 16-bit grey keeps its upper 8 bits, which Pillow's own conversion would saturate."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode}, without a known range; expected 8 or 16 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
 
 
 def _normalise(pixels: NDArray[np.float32], preprocess: Preprocess) -> NDArray[np.float32]:
@@ -154,8 +170,9 @@ def _resize(photo: Image.Image, preprocess: Preprocess) -> tuple[Image.Image, Im
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
     view = photo.resize(scaled, filter_).crop((left, top, left + width, top + height))
     across, down = photo.width / scaled[0], photo.height / scaled[1]
-    edges = (left * across, top * down, (left + width) * across, (top + height) * down)
-    return view, photo.crop((round(edges[0]), round(edges[1]), round(edges[2]), round(edges[3])))
+    x, y = int(left * across), int(top * down)
+    seen = (x, y, max(x + 1, round((left + width) * across)), max(y + 1, round((top + height) * down)))
+    return view, photo.crop(seen)
 
 
 def _prepared_array(

@@ -39,12 +39,12 @@ class Options:
         for name, known in (("rule", RULES), ("fusion", FUSIONS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
-        if not 0 <= self.mu < 1:
-            raise OptionError(f"mu is {self.mu:g}; expected a number from 0 up to 1")
+        if not isinstance(self.mu, float | int | np.floating) or not 0 <= self.mu < 1:
+            raise OptionError(f"mu is {self.mu!r}; expected a number from 0 up to 1")
         if self.mu > 0 and self.rule != "positive":
             raise OptionError(f"mu is {self.mu:g} with rule {self.rule!r}; only rule 'positive' takes mu")
-        if self.batch_size < 1:
-            raise OptionError(f"batch_size is {self.batch_size}; expected at least 1")
+        if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
+            raise OptionError(f"batch_size is {self.batch_size!r}; expected a whole number of at least 1")
 
 
 def class_indices(target: Target | Targets, classes: int, labels: Sequence[str] | None) -> list[int]:

@@ -1,8 +1,9 @@
 """How a photo becomes the network's input: the settings, as people write them and as the bundle keeps them."""
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeGuard
 
 from engine.errors import OptionError
 
@@ -95,7 +96,11 @@ def _is_whole(value: object) -> bool:
 
 def _numbers(value: object, count: int, key: str, origin: str) -> tuple[float, ...]:
     items: list[object] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * count
-    numbers = tuple(float(item) for item in items if isinstance(item, int | float) and math.isfinite(item))
+    numbers = tuple(float(item) for item in items if _is_finite(item))
     if not len(numbers) == len(items) == count:
         raise OptionError(f"{origin}: {key} is {value!r}; expected {count} finite number{'s' if count > 1 else ''}")
     return numbers
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends import Session
+from engine.errors import ImageError
 from engine.kernels import MaskWriter, activate
 
 
@@ -17,8 +18,8 @@ class ScoredMasks:
     Attributes:
         channels: int64 [n], ascending.
         scores: float64 [n, K], the masks' scores for the K classes.
-        minimum: float64 [n], minimum of each upsampled feature map.
-        extent: float64 [n], maximum less minimum of each upsampled feature map.
+        minimum: float64 [n], minimum of each upsampled map.
+        extent: float64 [n], maximum less minimum of each upsampled map.
     """
 
     channels: NDArray[np.int64]
@@ -31,6 +32,21 @@ class ScoredMasks:
         positions = np.full(int(max(channels.max(initial=-1), self.channels.max(initial=-1))) + 1, -1, np.int64)
         positions[self.channels] = np.arange(len(self.channels))
         return positions[channels]
+
+
+def finite(tensor: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return what the network computed as float32.
+
+    Raises:
+        ImageError: It holds NaN or infinity.
+    """
+    values = tensor.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise ImageError(
+            "the network computes NaN or infinity for this image; expected finite logits and gradients: check the "
+            "image's range and the preprocessing"
+        )
+    return values
 
 
 def score_masks(
@@ -56,6 +72,9 @@ def score_masks(
 
     Returns:
         The scored masks of each layer.
+
+    Raises:
+        ImageError: The network computes NaN or infinity.
     """
     layers = [
         ScoredMasks(kept, np.empty((len(kept), len(classes))), np.empty(len(kept)), np.empty(len(kept)))
@@ -69,7 +88,7 @@ def score_masks(
             feature_map = maps[number][0, layer.channels[position]]
             layer.minimum[position], layer.extent[position] = writer.write(feature_map, row)
         (logits,) = forward.run([batch[: len(part)]])
-        scores = activate(logits.astype(np.float32, copy=False), activation)[:, classes]
+        scores = activate(finite(logits), activation)[:, classes]
         for (number, position), score in zip(part, scores, strict=True):
             layers[number].scores[position] = score
     return layers

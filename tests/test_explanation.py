@@ -160,7 +160,6 @@ def test_a_real_report_in_json(tiny_bundle: Path, options: dict[str, object]) ->
     assert report["timings_ms"]["total"] >= report["timings_ms"]["score"] > 0
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="NumPy's numbers go into the report as they are")
 @pytest.mark.parametrize(
     "options",
     [{"rule": "positive", "mu": np.float32(0.25)}, {"baseline": (np.uint8(1), np.uint8(2), np.uint8(3))}],

@@ -217,7 +217,6 @@ def test_palette_photos(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, raises=UserWarning, reason="Pillow warns when such a palette becomes RGB directly")
 def test_palette_photos_with_graded_transparency(tmp_path: Path) -> None:
     image = Image.fromarray(photo_pixels()).quantize(12)
     palette = np.array(image.getpalette()).reshape(-1, 3)
@@ -238,9 +237,6 @@ def test_grey_photos_fill_all_channels(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(found, np.repeat(grey[:, :, None], 3, axis=2))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="PIL clips 16-bit and float pixels to 0 … 255, so the photo turns white or black"
-)
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_photos_of_more_than_8_bits_are_scaled_or_refused(tmp_path: Path, dtype: type) -> None:
     ramp = np.linspace(0, 1, 32 * 24).reshape(24, 32)
@@ -359,11 +355,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (missing, "No such file or directory"),
         (str(missing), "No such file or directory"),
         (tmp_path, "Is a directory"),
-        (text, f"cannot identify image file {str(text)!r}"),
         (cut, "image file is truncated"),
     ):
         with pytest.raises(ImageError, match=exactly(f"{path}: cannot be read as a photo: {reason}")):
             prepare(path, settings(), SHAPE)
+    with pytest.raises(ImageError, match=exactly(f"{text}: is in no format that Pillow reads; expected a photo")):
+        prepare(text, settings(), SHAPE)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +370,6 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         prepare(path, settings(), SHAPE)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="Pillow's decoders raise more than OSError on damaged files")
 def test_a_damaged_file_that_pillow_meets_with_a_value_error(tmp_path: Path) -> None:
     path = tmp_path / "damaged.ppm"
     path.write_bytes(b"P6\n2x 2\n255\n" + bytes(12))
@@ -381,7 +377,6 @@ def test_a_damaged_file_that_pillow_meets_with_a_value_error(tmp_path: Path) -> 
         prepare(path, settings(), SHAPE)
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="a PIL image is decoded outside of the try")
 def test_an_opened_image_whose_file_is_truncated(tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
     whole = write_photo(tmp_path / "whole.png").read_bytes()
@@ -390,7 +385,6 @@ def test_an_opened_image_whose_file_is_truncated(tmp_path: Path) -> None:
         prepare(image, settings(), SHAPE)
 
 
-@pytest.mark.xfail(strict=True, reason="the part seen of a photo can round to no pixel at all, and overlay then fails")
 @pytest.mark.parametrize(("height", "width", "resize"), [(4, 4, 1024), (1, 500, 36)])
 def test_the_picture_has_at_least_one_pixel(height: int, width: int, resize: int) -> None:
     prepared = prepare(photo_pixels(height, width), settings(resize=resize), SHAPE)
@@ -478,7 +472,6 @@ def test_a_colour_needs_preprocessing() -> None:
         make_baseline((1, 2, 3), np.zeros((1, *SHAPE), np.float32), None)
 
 
-@pytest.mark.xfail(strict=True, raises=(TypeError, ValueError), reason="the colour's type is not checked")
 @pytest.mark.parametrize("baseline", [None, 128, (1, 2, "a"), np.array([1, 2, 3])], ids=repr)
 def test_a_baseline_of_another_type(baseline: object) -> None:
     with pytest.raises(OptionError, match=r"baseline is .*; expected 'zero', 'blur', or 3 colour values from 0 to 255"):

@@ -15,6 +15,6 @@ def create_backend(device: str, *, threads: int | None) -> Backend:
     Raises:
         OptionError: The device is unknown, or the number of threads is not positive.
     """
-    if device not in BACKENDS:
+    if not isinstance(device, str) or device not in BACKENDS:
         raise OptionError(f"device {device!r} is unknown; expected one of {', '.join(BACKENDS)}")
     return BACKENDS[device](threads=threads)

@@ -33,6 +33,7 @@ except ImportError as err:
     ) from err
 
 ONNXRUNTIME_VERSION: str = ort.__version__
+_MOST_THREADS = 1024
 _PROVIDER = "CPUExecutionProvider"
 
 
@@ -47,8 +48,11 @@ class OnnxRuntimeCpu:
     """
 
     def __init__(self, *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise OptionError(f"threads is {threads}; expected at least 1, or None for one per physical core")
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS):
+            raise OptionError(
+                f"threads is {threads!r}; expected a whole number from 1 to {_MOST_THREADS}, or None for one per "
+                "physical core"
+            )
         self._threads = threads or 0
 
     def open(self, graph: Path | bytes) -> "OnnxRuntimeSession":
@@ -61,13 +65,14 @@ class OnnxRuntimeCpu:
         options.intra_op_num_threads = self._threads
         options.use_deterministic_compute = True
         options.log_severity_level = 3
-        name = graph.name if isinstance(graph, Path) else "the source model"
+        name = str(graph) if isinstance(graph, Path) else "the source model"
         try:
             session = ort.InferenceSession(
                 str(graph) if isinstance(graph, Path) else graph, options, providers=[_PROVIDER]
             )
         except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
-            raise BackendError(f"{name}: ONNX Runtime {ONNXRUNTIME_VERSION} refused the graph: {err}") from err
+            reason = " ".join(str(err).split())
+            raise BackendError(f"{name}: ONNX Runtime {ONNXRUNTIME_VERSION} refused the graph: {reason}") from err
         return OnnxRuntimeSession(name, session)
 
 
@@ -89,5 +94,6 @@ class OnnxRuntimeSession:
         try:
             outputs: list[NDArray[np.generic]] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
         except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
-            raise BackendError(f"{self._name}: ONNX Runtime failed: {err}") from err
+            reason = " ".join(str(err).split())
+            raise BackendError(f"{self._name}: ONNX Runtime failed: {reason}") from err
         return outputs

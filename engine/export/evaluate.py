@@ -1,6 +1,7 @@
 """Evaluating graphs in float64, with onnx's own reference implementation of the operators."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from onnx.reference.op_run import OpRun
 from engine.export.windows import resolve_pads
 
 Array64 = NDArray[np.float64]
+_PAD_MODES: dict[str, Literal["edge", "reflect", "wrap"]] = {"edge": "edge", "reflect": "reflect", "wrap": "wrap"}
 
 
 def in_float64(model: ir.Model) -> ir.Model:
@@ -21,19 +23,19 @@ def in_float64(model: ir.Model) -> ir.Model:
         tensor = value.const_value
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
             value.const_value = ir.tensor(tensor.numpy().astype(np.float64), name=value.name)
-            value.dtype = ir.DataType.DOUBLE
+            value.type = ir.TensorType(ir.DataType.DOUBLE)
     for node in graph:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.DOUBLE))
     for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
         if value.dtype == ir.DataType.FLOAT:
-            value.dtype = ir.DataType.DOUBLE
+            value.type = ir.TensorType(ir.DataType.DOUBLE)
     return copy
 
 
 def function(model: ir.Model) -> Callable[..., list[Array64]]:
     """Return the model as a function of its inputs, in order, that returns its outputs, in order."""
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[ConvTranspose, MaxPool])
+    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[ConvTranspose, MaxPool, Pad])
     names = [str(value.name) for value in model.graph.inputs]
 
     def call(*inputs: Array64) -> list[Array64]:
@@ -43,7 +45,7 @@ def function(model: ir.Model) -> Callable[..., list[Array64]]:
 
 
 class ConvTranspose(OpRun):
-    """ConvTranspose of the ONNX specification, vectorised: onnx's own takes seconds for a depthwise weight."""
+    """ConvTranspose of the ONNX specification in 2-D, vectorised: onnx's own takes seconds for a depthwise weight."""
 
     op_domain = ""
 
@@ -51,18 +53,27 @@ class ConvTranspose(OpRun):
         self,
         x: Array64,
         w: Array64,
+        b: Array64 | None = None,
         *,
-        dilations: Sequence[int],
+        auto_pad: str,
+        dilations: Sequence[int] | None,
         group: int,
-        output_padding: Sequence[int],
-        pads: Sequence[int],
-        strides: Sequence[int],
+        output_padding: Sequence[int] | None,
+        output_shape: Sequence[int] | None,
+        pads: Sequence[int] | None,
+        strides: Sequence[int] | None,
         **_: object,
     ) -> tuple[Array64]:
         n, channels, *size = x.shape
-        kernel = w.shape[2:]
+        kernel, strides, dilations = w.shape[2:], strides or (1, 1), dilations or (1, 1)
         reach = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(size, strides, dilations, kernel, strict=True)]
-        full = [r + p for r, p in zip(reach, output_padding, strict=True)]
+        full = [r + p for r, p in zip(reach, output_padding or (0, 0), strict=True)]
+        pads = pads or (0, 0, 0, 0)
+        if output_shape or auto_pad.startswith("SAME"):
+            wanted = output_shape or [o * s for o, s in zip(size, strides, strict=True)]
+            less = [(f - o) // 2 for f, o in zip(full, wanted, strict=True)]
+            more = [f - o - p for f, o, p in zip(full, wanted, less, strict=True)]
+            pads = (*less, *more) if auto_pad == "SAME_UPPER" else (*more, *less)
         rows = x.reshape(n, group, channels // group, -1)
         taps = w.reshape(group, channels // group, *w.shape[1:])
         out = np.zeros((n, group, w.shape[1], *full), x.dtype)
@@ -72,7 +83,8 @@ class ConvTranspose(OpRun):
             place = place[..., right : right + (size[1] - 1) * strides[1] + 1 : strides[1]]
             place += np.matmul(taps[..., i, j].swapaxes(1, 2), rows).reshape(*out.shape[:3], *size)
         out = out.reshape(n, -1, *full)
-        return (out[:, :, pads[0] : full[0] - pads[2], pads[1] : full[1] - pads[3]],)
+        out = out[:, :, pads[0] : full[0] - pads[2], pads[1] : full[1] - pads[3]]
+        return (out if b is None else out + b[:, None, None],)
 
 
 class MaxPool(OpRun):
@@ -109,3 +121,27 @@ class MaxPool(OpRun):
             columns = slice(j * dilation[1], j * dilation[1] + (counts[1] - 1) * stride[1] + 1, stride[1])
             np.maximum(result, padded[:, :, rows, columns], out=result)
         return (result,)
+
+
+class Pad(OpRun):
+    """Pad of the ONNX specification, with the negative amounts, which crop, that onnx's own refuses."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        data: Array64,
+        pads: NDArray[np.int64],
+        value: Array64 | None = None,
+        axes: NDArray[np.int64] | None = None,
+        *,
+        mode: str,
+    ) -> tuple[Array64]:
+        chosen = range(data.ndim) if axes is None else [int(axis) % data.ndim for axis in axes]
+        widths = [(0, 0)] * data.ndim
+        for axis, first, last in zip(chosen, pads[: len(chosen)], pads[len(chosen) :], strict=True):
+            data = np.take(data, np.arange(max(-first, 0), data.shape[axis] - max(-last, 0)), axis=axis)
+            widths[axis] = (max(int(first), 0), max(int(last), 0))
+        if mode == "constant":
+            return (np.pad(data, widths, constant_values=0.0 if value is None else float(value)),)
+        return (np.pad(data, widths, mode=_PAD_MODES[mode]),)

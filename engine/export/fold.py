@@ -38,8 +38,8 @@ def fold_batch_normalization(graph: ir.Graph) -> None:
             "Conv",
             [
                 conv.inputs[0],
-                _constant(graph, f"{conv.name}/folded_weight", weight * factor[:, None, None, None]),
-                _constant(graph, f"{conv.name}/folded_bias", folded_bias),
+                _constant(graph, f"{node.outputs[0].name}/folded_weight", weight * factor[:, None, None, None]),
+                _constant(graph, f"{node.outputs[0].name}/folded_bias", folded_bias),
             ],
             conv.attributes.values(),
             name=conv.name,

@@ -6,12 +6,13 @@ file.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx_ir.passes import common as passes
 
 from engine.errors import ModelError
@@ -22,6 +23,8 @@ from engine.export.logits import cut_off_activation, flatten_logits
 IR_VERSION = 10
 OLDEST_OPSET = 17
 BATCH = "batch"
+_PROBE_BATCH = 7919
+_RESERVED = re.compile(r"target|target_index|average_gradient_\d+|(gradient|gradient_of|sum_of_gradient_of)/.*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +99,10 @@ def load_source(path: Path, *, output: str | None = None, activation: str | None
             "export the model again"
         )
 
+    _strip(proto)
     model = ir.from_proto(proto)
+    chosen = _choose_output(path, model.graph, output)
     ir.passes.Sequential(
-        passes.ClearMetadataAndDocStringPass(),
         passes.RemoveInitializersFromInputsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.IdentityEliminationPass(),
@@ -106,7 +110,6 @@ def load_source(path: Path, *, output: str | None = None, activation: str | None
     graph = model.graph
     _drop_dropout(graph)
     _check_input(path, graph)
-    chosen = _choose_output(path, graph, output)
     passes.ShapeInferencePass()(model)
     used = cut_off_activation(graph, chosen, activation)
     del proto.graph.output[:]
@@ -117,9 +120,9 @@ def load_source(path: Path, *, output: str | None = None, activation: str | None
     flatten_logits(graph)
     fold_batch_normalization(graph)
     _keep_only_logits(model)
-    passes.ShapeInferencePass()(model)
-    _check_shapes(path, graph)
+    _settle_shapes(path, model)
     _name_nodes(graph)
+    _free_names(graph)
     (classes,) = static_shape(graph.outputs[0])
     model.ir_version, model.producer_name, model.producer_version = IR_VERSION, "ada-sise-engine", None
     model.model_version, model.domain, graph.name = None, None, "network"
@@ -167,7 +170,7 @@ def _check_input(path: Path, graph: ir.Graph) -> None:
 def _choose_output(path: Path, graph: ir.Graph, output: str | None) -> str:
     names = [value.name or "" for value in graph.outputs]
     if output is None and len(names) != 1:
-        raise ModelError(f"{path}: has the outputs {', '.join(names)}; choose the class scores with --output NAME")
+        raise ModelError(f"{path}: has the outputs {', '.join(names)}; choose the class scores with --output-name NAME")
     if output is not None and output not in names:
         raise ModelError(f"{path}: has no output {output!r}; its outputs are {', '.join(names)}")
     chosen = output or names[0]
@@ -180,20 +183,61 @@ def _keep_only_logits(model: ir.Model) -> None:
     passes.TopologicalSortPass()(model)
 
 
-def _check_shapes(path: Path, graph: ir.Graph) -> None:
-    """Check that axis 0 is the batch everywhere and that all other sizes are known."""
-    logits = graph.outputs[0]
-    for node in graph:
+def _settle_shapes(path: Path, model: ir.Model) -> None:
+    """Give every tensor its shape, [batch, sizes …].
+
+    Shapes are inferred with a prime for the batch, so that a tensor whose axis 0 is anything else shows.
+
+    Raises:
+        ModelError: Axis 0 of a tensor is not the batch, or the size of another axis cannot be inferred.
+    """
+    probe = model.clone()
+    image = probe.graph.inputs[0]
+    image.shape = ir.Shape([_PROBE_BATCH, *static_shape(image)])
+    for node in probe.graph:
         for value in node.outputs:
-            if not value.uses() and value is not logits:
+            value.shape = None
+    passes.ShapeInferencePass()(probe)
+    for node, probed in zip(model.graph, probe.graph, strict=True):
+        for value, found in zip(node.outputs, probed.outputs, strict=True):
+            if not value.uses() and not value.is_graph_output():
                 continue
-            sizes = () if value.shape is None else tuple(value.shape)
-            if not sizes or isinstance(sizes[0], int) or not all(isinstance(size, int) for size in sizes[1:]):
-                raise ModelError(
-                    f"{path}: {describe(node)} makes {value.name!r} of shape {value.shape}; expected a symbolic batch "
-                    "on axis 0 and a known size on every other axis: export the model with a dynamic batch and a fixed "
-                    "size"
+            sizes = () if found.shape is None else tuple(found.shape)
+            if not sizes or sizes[0] != _PROBE_BATCH or not all(isinstance(size, int) for size in sizes):
+                shown = (
+                    "unknown"
+                    if found.shape is None
+                    else ", ".join("batch" if size == _PROBE_BATCH else str(size) for size in sizes)
                 )
+                raise ModelError(
+                    f"{path}: {describe(node)} makes {value.name!r} of shape [{shown}]; "
+                    "expected the batch on axis 0 and a known size on every other axis: export the model with a "
+                    "dynamic batch and a fixed image size"
+                )
+            value.shape = ir.Shape([BATCH, *sizes[1:]])
+
+
+def _strip(message: Message) -> None:
+    """Remove documentation and metadata, which hold paths and stack traces, from a message and all those in it."""
+    for field, value in message.ListFields():
+        if field.name in ("doc_string", "metadata_props"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for entry in value if field.is_repeated else (value,):
+                _strip(entry)
+
+
+def _free_names(graph: ir.Graph) -> None:
+    """Rename tensors of the source that are called like what the exporter adds."""
+    values = [*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs)]
+    taken = {value.name for value in values}
+    for value in values:
+        name = value.name or ""
+        if _RESERVED.fullmatch(name):
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            value.name = name
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from engine.errors import UnsupportedOpError
-from engine.export.graph import GraphBuilder, describe, ints_attribute, static_shape, string_attribute
+from engine.export.graph import GraphBuilder, describe, int_attribute, ints_attribute, static_shape, string_attribute
 
 Pair = tuple[int, int]
 _TO_THE_END = 2**31 - 1
@@ -77,9 +77,16 @@ def windows_of(node: ir.Node, kernel: tuple[int, ...]) -> Windows:
     extent = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     auto_pad = string_attribute(node, "auto_pad", "NOTSET")
     begin, end = resolve_pads(auto_pad, ints_attribute(node, "pads", (0, 0, 0, 0)), size, stride, extent)
+    output = _pair(static_shape(result)[1:])
+    outside = any((o - 1) * s >= n + b for o, s, n, b in zip(output, stride, size, begin, strict=True))
+    if outside and int_attribute(node, "ceil_mode", 0) == 1:
+        raise UnsupportedOpError(
+            f"{describe(node)}: ONNX before opset 22 gives it a last window in the padding alone (ceil_mode), "
+            "and runtimes leave it out; expected windows that touch the input: convert the model to opset 22 or newer"
+        )
     return Windows(
         input=size,
-        output=_pair(static_shape(result)[1:]),
+        output=output,
         kernel=_pair(kernel),
         stride=stride,
         dilation=dilation,

@@ -15,8 +15,13 @@ def activate(logits: NDArray[np.float32], activation: str) -> NDArray[np.float64
         values = np.exp(values - values.max(axis=1, keepdims=True))
         return np.asarray(values / values.sum(axis=1, keepdims=True))
     if activation == "sigmoid":
-        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)))
+        return logistic(values)
     return values
+
+
+def logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return σ(z) = 1/(1 + exp(−z)), to full relative precision also where it is tiny."""
+    return np.exp(-np.logaddexp(0.0, -values))
 
 
 def visualization_map(

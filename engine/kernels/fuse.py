@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels.combine import scale_to_unit
+from engine.kernels.combine import logistic, scale_to_unit
 
 FUSIONS = ("hard", "soft")
 _BINS = 256
@@ -42,7 +42,7 @@ def fuse(maps: Sequence[Map | None], fusion: str) -> tuple[Map | None, list[floa
             if fusion == "soft":
                 raised = _RAISED * threshold
                 threshold = raised if np.mean(current > raised) < _FEW else threshold
-                gate = 0.5 * (1.0 + np.tanh(0.5 * _SHARPNESS * (current - threshold)))
+                gate = logistic(_SHARPNESS * (current - threshold))
             else:
                 gate = (current > threshold).astype(np.float64)
             fused = (fused + current) * gate

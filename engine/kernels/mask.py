@@ -20,7 +20,8 @@ def is_flat(maps: NDArray[np.float32]) -> NDArray[np.bool_]:
 class MaskWriter:
     """Writes masked images x⊙m + b⊙(1−m) into rows of a batch.
 
-    m = (M − min M)/(max M − min M), where M is the feature map, upsampled bilinearly with half-pixel centres.
+    m = (M − min M)/(max M − min M), where M is the feature map, upsampled bilinearly with half-pixel centres. The map's
+    own minimum is taken off before it is upsampled: that changes no mask, and a large offset costs no precision.
 
     Args:
         image: Network input x, float32 [C, H, W].
@@ -49,8 +50,10 @@ class MaskWriter:
         mask, scratch = self._mask, self._scratch
         rows = axis(feature_map.shape[0], mask.shape[0])
         columns = axis(feature_map.shape[1], mask.shape[1])
-        wide = feature_map[:, columns.high]
-        start = feature_map[:, columns.low]
+        base = feature_map.min()
+        lifted = feature_map - base
+        wide = lifted[:, columns.high]
+        start = lifted[:, columns.low]
         wide -= start
         wide *= columns.weight.astype(np.float32)
         wide += start
@@ -68,4 +71,4 @@ class MaskWriter:
         np.multiply(self._contrast, mask, out=row)
         if self._baseline is not None:
             row += self._baseline
-        return float(low), float(extent)
+        return float(base) + float(low), float(extent)

@@ -99,9 +99,9 @@ def test_what_onnx_runtime_is_asked_for(
     assert asked == [(str(graph), used, True, ["CPUExecutionProvider"])]
 
 
-@pytest.mark.parametrize("threads", [0, -1, -100])
+@pytest.mark.parametrize("threads", [0, -1, -100, 1.5, "2", 10**10])
 def test_threads_must_be_positive(threads: int) -> None:
-    text = rf"^threads is {threads}; expected at least 1, or None for one per physical core$"
+    text = rf"^threads is {threads!r}; expected a whole number from 1 to 1024, or None for one per physical core$"
     with pytest.raises(OptionError, match=text):
         OnnxRuntimeCpu(threads=threads)
     with pytest.raises(OptionError, match=text):
@@ -117,14 +117,14 @@ def test_devices() -> None:
 
 
 def test_a_graph_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=rf"^none\.onnx: {REFUSED}.*File doesn't exist") as caught:
+    with pytest.raises(BackendError, match=rf"none\.onnx: {REFUSED}.*File doesn't exist") as caught:
         OnnxRuntimeCpu().open(tmp_path / "none.onnx")
     assert caught.value.__cause__ is not None
 
 
 def test_a_graph_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(b"no model")
-    with pytest.raises(BackendError, match=rf"^graph\.onnx: {REFUSED}.*Protobuf parsing failed"):
+    with pytest.raises(BackendError, match=rf"graph\.onnx: {REFUSED}.*Protobuf parsing failed"):
         OnnxRuntimeCpu().open(tmp_path / "graph.onnx")
     with pytest.raises(BackendError, match=rf"^the source model: {REFUSED}.*protobuf parsing failed"):
         OnnxRuntimeCpu().open(b"no model")
@@ -134,7 +134,7 @@ def test_a_graph_with_an_unknown_op(graph: Path) -> None:
     model = onnx.load(graph)
     model.graph.node[0].op_type = "Convolve"
     onnx.save(model, graph)
-    with pytest.raises(BackendError, match=rf"^graph\.onnx: {REFUSED}.*No Op registered for Convolve"):
+    with pytest.raises(BackendError, match=rf"graph\.onnx: {REFUSED}.*No Op registered for Convolve"):
         OnnxRuntimeCpu().open(graph)
 
 
@@ -149,7 +149,7 @@ def test_a_graph_with_an_unknown_op(graph: Path) -> None:
 )
 def test_inputs_that_do_not_fit(graph: Path, image: np.ndarray, text: str, capfd: pytest.CaptureFixture[str]) -> None:
     session = OnnxRuntimeCpu().open(graph)
-    with pytest.raises(BackendError, match=rf"(?s)^graph\.onnx: ONNX Runtime failed: .*{text}") as caught:
+    with pytest.raises(BackendError, match=rf"^[^\n]*graph\.onnx: ONNX Runtime failed: .*{text}") as caught:
         session.run([image])
     assert caught.value.__cause__ is not None
     assert capfd.readouterr() == ("", "")
@@ -159,7 +159,7 @@ def test_inputs_that_do_not_fit(graph: Path, image: np.ndarray, text: str, capfd
 def test_too_few_or_too_many_inputs(graph: Path) -> None:
     session = OnnxRuntimeCpu().open(graph)
     for inputs in ([], [np.zeros((1, 3, 24, 32), np.float32)] * 2):
-        with pytest.raises(BackendError, match=r"^graph\.onnx: ONNX Runtime failed: "):
+        with pytest.raises(BackendError, match=r"graph\.onnx: ONNX Runtime failed: zip"):
             session.run(inputs)
 
 

@@ -76,7 +76,7 @@ def rule_for(node: ir.Node, opset: int) -> Rule:
         op_type = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         raise UnsupportedOpError(
             f"{describe(node)}: operator {op_type} has no gradient rule; known are {', '.join(sorted(RULES))}. Add one "
-            "in engine/export/rules, or choose feature layers (--layers) that come after this node"
+            "in engine/export/rules, or choose feature layers (--layer) that come after this node"
         )
     version = onnx.defs.get_schema(node.op_type, opset).since_version
     if version not in entry.versions:

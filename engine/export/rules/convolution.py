@@ -16,9 +16,11 @@ def conv(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) ->
     depthwise weights. Any other stride is a ConvTranspose with the weight as it is. The flipping is left to the
     graph (ONNX Runtime folds it when it loads), so that a bundle holds each weight once.
     """
+    if index == 2:
+        raise UnsupportedOpError(f"{describe(node)}: its bias is computed from the image; expected a constant")
     weight = constant_array(node, 1)
-    if index != 0 or weight is None:
-        raise UnsupportedOpError(f"{describe(node)}: its weight is computed from the image; expected a constant")
+    if weight is None:
+        raise UnsupportedOpError(f"{describe(node)}: has no weight; expected a constant as input 1")
     group = int_attribute(node, "group", 1)
     windows = windows_of(node, weight.shape[2:])
     if windows.stride == (1, 1):

@@ -37,9 +37,13 @@ def reshape(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int)
 
 def pad(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:
     """dx = dy without the padding; where Pad cropped (negative amounts), zeros."""
+    if index == 2:
+        raise UnsupportedOpError(
+            f"{describe(node)}: the value it pads with is computed from the image; expected a constant"
+        )
     amounts = constant_array(node, 1)
-    if index != 0 or amounts is None:
-        raise UnsupportedOpError(f"{describe(node)}: pads by amounts from the image; expected constant amounts")
+    if amounts is None:
+        raise UnsupportedOpError(f"{describe(node)}: has no amounts to pad by; expected constants as input 1")
     mode = string_attribute(node, "mode", "constant")
     if mode != "constant":
         raise UnsupportedOpError(f"{describe(node)}: has mode {mode!r}; expected 'constant'")
