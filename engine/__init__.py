@@ -22,8 +22,9 @@ from engine.errors import (
 try:
     from engine.explainer import Explainer, load
 except MissingRuntimeError as err:
-    if sys.argv[0] != "-m":  # what it is while `python -m engine…` still looks for the command line
+    if not (sys.argv[0] == "-m" and {"engine", "engine.export"} & set(sys.orig_argv)):
         raise
+    # `python -m engine…` imports this package before the command line can catch anything: one line, as for any mistake
     sys.stderr.write(f"error: {err}\n")
     sys.exit(2)
 from engine.explanation import Explanation, LayerReport

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from engine.console import STATUS, run
-from engine.explainer import load
+from engine.explainer import Explainer, load
 from engine.explanation import Explanation, file_kind
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
@@ -30,6 +31,7 @@ def explain(
     ],
     target: Annotated[str | None, typer.Option(help="Class label or index; the top-1 class if left out.")] = None,
     rule: Annotated[str, typer.Option(help="otsu (Ada-SISE), otsu-count, positive (SISE) or all.")] = "otsu",
+    mu: Annotated[float, typer.Option(help="For rule positive: the least share of the largest gradient.")] = 0.0,
     fusion: Annotated[str, typer.Option(help="hard or soft.")] = "hard",
     threads: Annotated[int | None, typer.Option(help="CPU threads; one per physical core if left out.")] = None,
 ) -> None:
@@ -40,22 +42,28 @@ def explain(
     file_kind(output)
     with STATUS.status("explain …"):
         explainer = load(bundle, threads=threads)
-        numeric = target is not None and target.removeprefix("-").isdecimal()
-        index_or_label = int(target) if target is not None and numeric else target
-        result = explainer.explain(photo, index_or_label, rule=rule, fusion=fusion)
+        result = explainer.explain(photo, parse_target(target, explainer), rule=rule, mu=mu, fusion=fusion)
         result.save(output)
     print_report(result, Console(highlight=False))
     STATUS.print(f"wrote {output}", soft_wrap=True, markup=False)
 
 
+def parse_target(target: str | None, explainer: Explainer) -> int | str | None:
+    """Take a target for a label if the bundle has that label, else for an index if it is a number."""
+    labels = explainer.bundle.labels or ()
+    if target is not None and target not in labels and target.removeprefix("-").isdecimal():
+        return int(target)
+    return target
+
+
 def print_report(result: Explanation, console: Console) -> None:
     """Print what an explanation found as a table."""
-    table = Table("layer", box=SIMPLE_HEAD, title=str(result), title_style="bold")
+    table = Table("layer", box=SIMPLE_HEAD, title=escape(str(result)), title_style="bold")
     for heading in ("maps", "positive", "selected", "flat", "scored"):
         table.add_column(heading, justify="right")
     for layer in result.layers:
         counts = (layer.channels, layer.positive, layer.selected, layer.flat, layer.scored)
-        table.add_row(layer.name, *map(str, counts))
+        table.add_row(escape(layer.name), *map(str, counts))
     console.print(table)
     phases = ", ".join(f"{phase} {ms:.0f}" for phase, ms in result.timings_ms.items())
     console.print(

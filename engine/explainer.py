@@ -29,6 +29,8 @@ from engine.scoring import ScoredMasks, finite, score_masks
 Floats = NDArray[np.float32]
 Map = NDArray[np.float64]
 
+_CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
+
 
 def load(path: str | Path, *, device: str = "cpu", threads: int | None = None) -> "Explainer":
     """Load a bundle, ready to explain.
@@ -173,10 +175,16 @@ class Explainer:
 
     def _tap(self, array: Floats, targets: Sequence[int]) -> tuple[Floats, list[int], list[Floats], list[Floats]]:
         """Run the tapped graph: logits [1, classes], class indices, F_l [1, C_l, h_l, w_l] and α_l [K, C_l]."""
-        logits, classes, *rest = self._tapped.run([array, np.array(targets, np.int64)])
-        tensors = [finite(tensor) for tensor in rest]
         count = len(self.bundle.layers)
-        return finite(logits), classes.tolist(), tensors[:count], tensors[count:]
+        classes: list[int] = []
+        averages: list[list[Floats]] = []
+        for start in range(0, len(targets), _CLASSES_AT_ONCE):
+            part = np.array(targets[start : start + _CLASSES_AT_ONCE], np.int64)
+            logits, indices, *rest = self._tapped.run([array, part])
+            classes += indices.tolist()
+            averages.append([finite(alpha) for alpha in rest[count:]])
+        maps = [finite(layer) for layer in rest[:count]]
+        return finite(logits), classes, maps, [np.concatenate(alphas) for alphas in zip(*averages, strict=True)]
 
     def _score(
         self,

@@ -1,6 +1,7 @@
 """The result of an explanation, and everything that an auditor wants to know of how it came about."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -134,16 +135,20 @@ class Explanation:
         """
         path = Path(path)
         kind = file_kind(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            if kind == ".png":
-                self.overlay().save(path)
-                return
-            maps = enumerate(self.visualization_maps or (), start=1)
-            arrays: dict[str, NDArray[np.generic]] = {
-                f"visualization_map_{number}": values for number, values in maps if values is not None
-            }
-            with path.open("wb") as file:
-                arrays |= {"heatmap": self.heatmap, "report": np.array(json.dumps(self.report()))}
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stub knows one keyword
+            with beside.open("wb") as file:
+                if kind == ".png":
+                    self.overlay().save(file, "png")
+                else:
+                    np.savez_compressed(file, **self._arrays())  # type: ignore[arg-type]  # the stub knows one keyword
+            beside.replace(path)
         except OSError as err:
             raise OptionError(f"{path}: cannot be written: {err.strerror}") from err
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
+        maps = enumerate(self.visualization_maps or (), start=1)
+        views = {f"visualization_map_{number}": view for number, view in maps if view is not None}
+        return {"heatmap": self.heatmap, "report": np.array(json.dumps(self.report())), **views}

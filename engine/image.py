@@ -21,6 +21,7 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _BLUR = 1 / 20
+_LARGEST_RESIZE = 1 << 26
 _COLOURS = np.array(
     [[48, 18, 59], [70, 107, 227], [40, 188, 235], [50, 242, 152], [164, 252, 60], [238, 207, 58], [251, 126, 33],
      [209, 47, 5], [122, 4, 3]], np.float64,
@@ -143,6 +144,8 @@ def _decode(photo: Photo, mode: str) -> Image.Image:
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert to `RGB` or `L`; 16-bit grey keeps its upper 8 bits, which Pillow's own conversion would saturate."""
+    if 0 in image.size:
+        raise ValueError(f"it has {image.width}×{image.height} pixels")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -168,10 +171,13 @@ def _resize(photo: Image.Image, preprocess: Preprocess) -> tuple[Image.Image, Im
     shorter = min(photo.size)
     scaled = (preprocess.resize * photo.width // shorter, preprocess.resize * photo.height // shorter)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-    view = photo.resize(scaled, filter_).crop((left, top, left + width, top + height))
     across, down = photo.width / scaled[0], photo.height / scaled[1]
     x, y = int(left * across), int(top * down)
     seen = (x, y, max(x + 1, round((left + width) * across)), max(y + 1, round((top + height) * down)))
+    if scaled[0] * scaled[1] > _LARGEST_RESIZE:  # a photo so elongated that nearly all of it would be cropped away
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return photo.resize((width, height), filter_, box=box), photo.crop(seen)
+    view = photo.resize(scaled, filter_).crop((left, top, left + width, top + height))
     return view, photo.crop(seen)
 
 

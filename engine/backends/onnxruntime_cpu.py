@@ -64,7 +64,7 @@ class OnnxRuntimeCpu:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.use_deterministic_compute = True
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, and need not be printed as well
         name = str(graph) if isinstance(graph, Path) else "the source model"
         try:
             session = ort.InferenceSession(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from engine.console import STATUS, run
@@ -66,7 +67,7 @@ def print_report(report: ExportReport, console: Console, seconds: float) -> None
     bundle, checks = report.bundle, report.verification
     files = {file.name: file.stat().st_size for file in sorted(bundle.path.iterdir())}
 
-    blocks = Table(box=SIMPLE_HEAD, title=str(bundle.path), title_style="bold")
+    blocks = Table(box=SIMPLE_HEAD, title=escape(str(bundle.path)), title_style="bold")
     for heading in ("block", "ends in", "maps", "ops"):
         blocks.add_column(heading, overflow="fold")
     blocks.add_column("gradient error", justify="right", no_wrap=True)
@@ -75,7 +76,7 @@ def print_report(report: ExportReport, console: Console, seconds: float) -> None
     for (name, ops), (tensor, shape) in zip(report.ops.items(), ends, strict=True):
         counts = ", ".join(f"{count} {op}" for op, count in ops.items())
         error = checks.gradient_errors.get(name)
-        blocks.add_row(name, tensor, shape, counts, "none" if error is None else f"{error:.1e}")
+        blocks.add_row(name, escape(tensor), shape, escape(counts), "none" if error is None else f"{error:.1e}")
     console.print(blocks)
 
     sizes = Table("file", box=SIMPLE_HEAD)

@@ -157,7 +157,7 @@ def _read_labels(path: Path | None, source: Source) -> list[str] | None:
     if path is None:
         return None
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as err:
         raise OptionError(f"{path}: cannot be read as text ({err}); expected one class name a line") from err
     names = [name.strip() for name in names if name.strip()]

@@ -1,7 +1,7 @@
 """Finding the feature layers of a network.
 
-Source: SISE (arXiv 2010.00672), section 3.1: the feature maps are taken at the inputs of the pooling layers, which
-divide a CNN into blocks.
+Source: SISE (arXiv 2010.00672), "Feature map extraction": the feature maps are taken at the inputs of the pooling
+layers, which divide a CNN into blocks.
 Departs: a "pooling layer" is any place where the resolution falls, whichever op does it, so that networks that
 downsample by strided convolutions have the same blocks.
 """

@@ -1,6 +1,6 @@
 """Evaluating graphs in float64, with onnx's own reference implementation of the operators."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from engine.errors import EngineError, UnsupportedOpError, VerificationError
 from engine.export.windows import resolve_pads
 
 Array64 = NDArray[np.float64]
@@ -35,11 +36,21 @@ def in_float64(model: ir.Model) -> ir.Model:
 
 def function(model: ir.Model) -> Callable[..., list[Array64]]:
     """Return the model as a function of its inputs, in order, that returns its outputs, in order."""
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[ConvTranspose, MaxPool, Pad])
+    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[AveragePool, ConvTranspose, MaxPool, Pad])
     names = [str(value.name) for value in model.graph.inputs]
 
     def call(*inputs: Array64) -> list[Array64]:
-        return [np.asarray(output) for output in evaluator.run(None, dict(zip(names, inputs, strict=True)))]
+        feeds = dict(zip(names, inputs, strict=True))
+        try:
+            outputs = evaluator.run(None, feeds)
+        except EngineError:
+            raise
+        except Exception as err:  # the evaluator raises whatever it runs into
+            raise VerificationError(
+                f"{model.graph.name}: onnx's reference implementation cannot run it in float64 ({err}), so its "
+                "gradients cannot be verified; nothing was written"
+            ) from err
+        return [np.asarray(output) for output in outputs]
 
     return call
 
@@ -70,10 +81,9 @@ class ConvTranspose(OpRun):
         full = [r + p for r, p in zip(reach, output_padding or (0, 0), strict=True)]
         pads = pads or (0, 0, 0, 0)
         if output_shape or auto_pad.startswith("SAME"):
-            wanted = output_shape or [o * s for o, s in zip(size, strides, strict=True)]
-            less = [(f - o) // 2 for f, o in zip(full, wanted, strict=True)]
-            more = [f - o - p for f, o, p in zip(full, wanted, less, strict=True)]
-            pads = (*less, *more) if auto_pad == "SAME_UPPER" else (*more, *less)
+            raise UnsupportedOpError(
+                "a ConvTranspose with auto_pad or output_shape is not verified; expected explicit pads"
+            )
         rows = x.reshape(n, group, channels // group, -1)
         taps = w.reshape(group, channels // group, *w.shape[1:])
         out = np.zeros((n, group, w.shape[1], *full), x.dtype)
@@ -88,7 +98,7 @@ class ConvTranspose(OpRun):
 
 
 class MaxPool(OpRun):
-    """MaxPool of the ONNX specification, vectorised: onnx's own loops over windows in Python."""
+    """MaxPool of the ONNX specification in 2-D, vectorised: onnx's own loops over windows in Python."""
 
     op_domain = ""
 
@@ -104,23 +114,66 @@ class MaxPool(OpRun):
         strides: Sequence[int] | None,
         **_: object,
     ) -> tuple[Array64]:
-        stride, dilation, size = strides or (1, 1), dilations or (1, 1), x.shape[2:]
-        extent = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_shape, strict=True)]
-        begin, end = resolve_pads(auto_pad, pads or (0, 0, 0, 0), size, stride, extent)
-        counts = []
-        for n, b, e, reach, s in zip(size, begin, end, extent, stride, strict=True):
-            count = -(-(n + b + e - reach) // s) + 1 if ceil_mode else (n + b + e - reach) // s + 1
-            counts.append(count - 1 if ceil_mode and (count - 1) * s >= n + b else count)
-        last = [
-            max(0, (c - 1) * s + r - n - b) for c, s, r, n, b in zip(counts, stride, extent, size, begin, strict=True)
-        ]
-        padded = np.pad(x, ((0, 0), (0, 0), (begin[0], last[0]), (begin[1], last[1])), constant_values=-np.inf)
-        result = np.full((*x.shape[:2], *counts), -np.inf)
-        for i, j in np.ndindex(*kernel_shape):
-            rows = slice(i * dilation[0], i * dilation[0] + (counts[0] - 1) * stride[0] + 1, stride[0])
-            columns = slice(j * dilation[1], j * dilation[1] + (counts[1] - 1) * stride[1] + 1, stride[1])
-            np.maximum(result, padded[:, :, rows, columns], out=result)
-        return (result,)
+        pool = _Pool(x.shape[2:], auto_pad, ceil_mode, dilations, kernel_shape, pads, strides)
+        return (np.max(list(pool.taps(x, -np.inf, -np.inf)), axis=0),)
+
+
+class AveragePool(OpRun):
+    """AveragePool of the ONNX specification in 2-D: onnx's own is wrong with ceil_mode and some asymmetric pads."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array64,
+        *,
+        auto_pad: str,
+        ceil_mode: int,
+        count_include_pad: int,
+        kernel_shape: Sequence[int],
+        pads: Sequence[int] | None,
+        strides: Sequence[int] | None,
+        dilations: Sequence[int] | None = None,
+    ) -> tuple[Array64]:
+        pool = _Pool(x.shape[2:], auto_pad, ceil_mode, dilations, kernel_shape, pads, strides)
+        counted = np.sum(list(pool.taps(np.ones((1, 1, *x.shape[2:])), float(count_include_pad), 0.0)), axis=0)
+        return (np.sum(list(pool.taps(x, 0.0, 0.0)), axis=0) / np.maximum(counted, 1.0),)
+
+
+class _Pool:
+    """The windows of a pooling node, from its attributes."""
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        auto_pad: str,
+        ceil_mode: int,
+        dilations: Sequence[int] | None,
+        kernel: Sequence[int],
+        pads: Sequence[int] | None,
+        strides: Sequence[int] | None,
+    ) -> None:
+        self._kernel, self._stride, self._dilation = kernel, strides or (1, 1), dilations or (1, 1)
+        extent = [d * (k - 1) + 1 for d, k in zip(self._dilation, kernel, strict=True)]
+        self._begin, self._end = resolve_pads(auto_pad, pads or (0, 0, 0, 0), size, self._stride, extent)
+        self._counts, self._beyond = [], []
+        for n, b, e, reach, s in zip(size, self._begin, self._end, extent, self._stride, strict=True):
+            count = (-(-(n + b + e - reach) // s) if ceil_mode else (n + b + e - reach) // s) + 1
+            count -= 1 if ceil_mode and (count - 1) * s >= n + b else 0
+            self._counts.append(count)
+            self._beyond.append(max(0, (count - 1) * s + reach - n - b - e))
+
+    def taps(self, x: Array64, padding: float, beyond: float) -> Iterator[Array64]:
+        """Yield, tap by tap, what the windows see: `padding` in the padding, `beyond` after it."""
+        around = ((0, 0), (0, 0), *zip(self._begin, self._end, strict=True))
+        padded = np.pad(x, around, constant_values=padding)
+        padded = np.pad(padded, ((0, 0), (0, 0), *((0, more) for more in self._beyond)), constant_values=beyond)
+        for tap in np.ndindex(*self._kernel):
+            rows, columns = (
+                slice(t * d, t * d + (c - 1) * s + 1, s)
+                for t, d, c, s in zip(tap, self._dilation, self._counts, self._stride, strict=True)
+            )
+            yield padded[:, :, rows, columns]
 
 
 class Pad(OpRun):

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from engine.export.graph import float_attribute, int_attribute
+from engine.export.graph import GraphBuilder, float_attribute, int_attribute
 
 
 def fold_batch_normalization(graph: ir.Graph) -> None:
@@ -13,6 +13,7 @@ def fold_batch_normalization(graph: ir.Graph) -> None:
     W' = W·s and b' = (b − mean)·s + bias, with s = scale/√(var + epsilon) per output channel, computed in float64. A
     BatchNormalization that no such Conv precedes stays; it has a gradient rule of its own.
     """
+    g = GraphBuilder(graph, "folded")
     for node in list(graph):
         if node.op_type != "BatchNormalization" or int_attribute(node, "training_mode", 0) == 1:
             continue
@@ -33,19 +34,19 @@ def fold_batch_normalization(graph: ir.Graph) -> None:
         scale, shift, mean, variance = (parameter for parameter in parameters if parameter is not None)
         factor = scale / np.sqrt(variance + float_attribute(node, "epsilon", 1e-5))
         folded_bias = ((0.0 if bias is None else bias) - mean) * factor + shift
+        output = node.outputs[0]
         folded = ir.Node(
             "",
             "Conv",
             [
                 conv.inputs[0],
-                _constant(graph, f"{node.outputs[0].name}/folded_weight", weight * factor[:, None, None, None]),
-                _constant(graph, f"{node.outputs[0].name}/folded_bias", folded_bias),
+                g.floats(weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), like=output),
+                g.floats(folded_bias, like=output),
             ],
             conv.attributes.values(),
             name=conv.name,
             num_outputs=1,
         )
-        output = node.outputs[0]
         folded.outputs[0].name, folded.outputs[0].type, folded.outputs[0].shape = (
             output.name,
             output.type,
@@ -58,10 +59,3 @@ def _float64(value: ir.Value | None) -> NDArray[np.float64] | None:
     if value is None or value.const_value is None:
         return None
     return value.const_value.numpy().astype(np.float64)
-
-
-def _constant(graph: ir.Graph, name: str, array: NDArray[np.float64]) -> ir.Value:
-    tensor = ir.tensor(array.astype(np.float32), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -30,7 +30,7 @@ def tapped(source: Source, layers: Sequence[CutPoint]) -> ir.Model:
     order: logits [1, classes]; `target_index` int64 [K], the classes that were meant; F_1 … F_L [1, C_l, H_l, W_l];
     `average_gradient_1` … `average_gradient_L` [K, C_l], the sum over h and w of ∂logit/∂F_l(h, w).
 
-    Source: SISE (arXiv 2010.00672), section 3.2, equation 3.
+    Source: SISE (arXiv 2010.00672), "Feature map selection": the average gradient.
     """
     model = source.model.clone()
     graph = model.graph

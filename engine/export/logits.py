@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from engine.bundle import ACTIVATIONS
 from engine.errors import ModelError, OptionError
-from engine.export.graph import describe, input_at, int_attribute
+from engine.export.graph import GraphBuilder, describe, input_at, int_attribute
 
 _BY_OP = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -66,15 +66,4 @@ def flatten_logits(graph: ir.Graph) -> None:
         return
     if len(sizes) < 2 or any(size != 1 for size in sizes[2:]):
         raise ModelError(f"output {logits.name!r} has shape {logits.shape}; expected class scores [N, classes]")
-    flat = ir.Value(name=f"{logits.name}/flat", type=logits.type)
-    graph.append(
-        ir.Node(
-            "",
-            "Flatten",
-            [logits],
-            ir.convenience.convert_attributes({"axis": 1}),
-            outputs=[flat],
-            name="flatten_logits",
-        )
-    )
-    graph.outputs[:] = [flat]
+    graph.outputs[:] = [GraphBuilder(graph, "logits").op("Flatten", logits, axis=1)]

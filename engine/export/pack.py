@@ -80,25 +80,51 @@ def new_bundle(target: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         BundleError: Something is at the target that may not be replaced, or the folder cannot be written.
     """
-    if target.exists() and not force:
-        raise BundleError(f"{target}: exists already; choose another name, or replace it with --force")
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise BundleError(f"{target}: is not a bundle, so --force does not replace it; choose another name")
     try:
+        target = target.resolve()
+        replacing = target.exists()
+        if replacing and not force:
+            raise BundleError(f"{target}: exists already; choose another name, or replace it with --force")
+        if replacing and not _is_bundle(target):
+            raise BundleError(f"{target}: is not a bundle, so --force does not replace it; choose another name")
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as err:
-        raise BundleError(f"{target}: cannot be written: {err.strerror} in {target.parent}") from err
+    except (OSError, ValueError) as err:
+        raise BundleError(f"{target}: cannot be written: {_reason(err)} in {target.parent}") from err
     try:
         yield work
         work.chmod(0o755)
-        if target.exists():
-            old = work.with_name(f"{work.name}.old")
-            target.rename(old)
-            work.rename(target)
-            shutil.rmtree(old)
+        if replacing:
+            _exchange(work, target)
+        elif target.exists():
+            raise BundleError(f"{target}: has appeared while the model was compiled; choose another name")
         else:
             work.rename(target)
     except OSError as err:
-        raise BundleError(f"{target}: cannot be written: {err.strerror}") from err
+        raise BundleError(f"{target}: cannot be written: {_reason(err)}") from err
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _exchange(work: Path, target: Path) -> None:
+    """Put the new bundle in the place of the old one, or the old one back if that fails."""
+    old = work.with_name(f"{work.name}.old")
+    target.rename(old)
+    try:
+        work.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _reason(err: Exception) -> str:
+    return (err.strerror if isinstance(err, OSError) else None) or str(err)
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Tell whether a folder holds a manifest and only files that it lists, so that nothing foreign would be lost."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {entry.name for entry in folder.iterdir()} <= {MANIFEST, *listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,4 +1,4 @@
-"""Checking the compiled graphs against the source model, by numbers, before anything is written."""
+"""Checking the compiled graphs against the source model, by numbers, before they become a bundle."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from engine.errors import VerificationError
+from engine.errors import BackendError, ModelError, VerificationError
 from engine.export.cut import CutPoint
 from engine.export.evaluate import Array64, function, in_float64
 from engine.export.source import Source
@@ -119,12 +119,14 @@ def directional_error(
         The relative difference.
     """
     random = np.random.default_rng(_SEED)
-    size = float(np.sqrt(np.mean(point**2)))
+    size = float(np.sqrt(np.mean(point**2))) or 1.0
     point = point + 1e-2 * size * random.standard_normal(point.shape)
     (output,) = block(point)
     weights = random.standard_normal(output.shape)
     gradient, total = companion(point, weights)
-    if not np.allclose(total, gradient.sum(axis=(2, 3)), rtol=1e-9, atol=1e-9 * np.abs(gradient).max()):
+    if not np.isfinite(gradient).all() or not np.allclose(
+        total, gradient.sum(axis=(2, 3)), rtol=1e-9, atol=1e-9 * np.abs(gradient).max()
+    ):
         return float("inf")
     directions = [random.standard_normal(point.shape) for _ in range(_DIRECTIONS)]
     directions.append(gradient)
@@ -165,7 +167,10 @@ def _verify_forward(
     folder: Path,
     images: NDArray[np.float32],
 ) -> tuple[float, float]:
-    original = _network(runtime, source.original.SerializeToString())
+    try:
+        original = _network(runtime, source.original.SerializeToString())
+    except BackendError as err:
+        raise ModelError(f"{source.path}: {err}") from err
     forward = _network(runtime, folder / "forward.onnx")
     pieces = [_network(runtime, folder / f"{block.name}.onnx") for block in blocks]
     errors = {"forward.onnx": 0.0, "the chain of blocks": 0.0}

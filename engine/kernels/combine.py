@@ -46,14 +46,14 @@ def visualization_map(
     Returns:
         float64 [H, W] from 0 to 1, or None when there is no mask or the map is constant (max − min ≤ 1e-6·max|V|).
 
-    Source: SISE (arXiv 2010.00672), section 3.2, equation 6.
+    Source: SISE (arXiv 2010.00672), "Attribution mask scoring".
     """
     if len(maps) == 0:
         return None
     rows, columns = axis(maps.shape[1], size[0]), axis(maps.shape[2], size[1])
     total = np.einsum("khw,w->kh", maps, columns.total, dtype=np.float64) @ rows.total
-    area = (total - minimum * size[0] * size[1]) / extent
-    weight = scores / area / extent
+    mass = total - minimum * size[0] * size[1]  # ‖m‖₁·r, so that p/(‖m‖₁·r) is one division
+    weight = np.divide(scores, mass, out=np.zeros_like(mass), where=extent > 0)
     summed = upsample(np.einsum("k,khw->hw", weight, maps, dtype=np.float64), size) - float(weight @ minimum)
     return scale_to_unit(summed)
 

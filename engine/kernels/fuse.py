@@ -28,7 +28,7 @@ def fuse(maps: Sequence[Map | None], fusion: str) -> tuple[Map | None, list[floa
         The heatmap float64 [H, W] from 0 to 1, or None when it is constant, and the threshold of each layer: None for a
         skipped layer and for the first that has a map, which is not cut.
 
-    Source: SISE (arXiv 2010.00672), section 3.3, figure 4. Departs: `soft` is the form of code published by the
+    Source: SISE (arXiv 2010.00672), "Fusion module". Departs: `soft` is the form of code published by the
     method's group.
     """
     fused: Map | None = None

@@ -27,7 +27,7 @@ class MaskWriter:
         image: Network input x, float32 [C, H, W].
         baseline: What masked-out pixels become, float32 [C, H, W], or None for zeros.
 
-    Source: SISE (arXiv 2010.00672), section 3.2, equation 5.
+    Source: SISE (arXiv 2010.00672), "Attribution mask scoring".
     """
 
     def __init__(self, image: NDArray[np.float32], baseline: NDArray[np.float32] | None) -> None:
@@ -67,7 +67,8 @@ class MaskWriter:
         low = mask.min()
         extent = mask.max() - low
         mask -= low
-        mask /= extent
+        if extent > 0:  # 0 only for a map larger than the image, when all the samples happen to be equal
+            mask /= extent
         np.multiply(self._contrast, mask, out=row)
         if self._baseline is not None:
             row += self._baseline

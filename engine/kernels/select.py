@@ -33,7 +33,8 @@ def select_channels(alpha: NDArray[np.float32], rule: str, mu: float = 0.0) -> S
             the largest as the lower class has; `positive` keeps those above mu·max α; `all` keeps every map.
         mu: Share of the largest gradient, for `positive` only.
 
-    Source: Ada-SISE (arXiv 2102.07799), section 2.2; `positive` is SISE (arXiv 2010.00672), section 3.2, equation 4.
+    Source: Ada-SISE (arXiv 2102.07799), the adaptive threshold; `positive` is SISE (arXiv 2010.00672), "Feature map
+    selection".
     Departs: `otsu` follows the paper's prose; the mask counts that the paper publishes are those of `otsu-count`.
     """
     values = alpha.astype(np.float64)
@@ -59,7 +60,7 @@ def otsu_split(values: NDArray[np.float64]) -> int:
     Args:
         values: float64 [n], ascending.
 
-    Source: Ada-SISE (arXiv 2102.07799), section 2.2, equations 3 to 5.
+    Source: Ada-SISE (arXiv 2102.07799), the adaptive threshold by Otsu's method.
     """
     n = len(values)
     if n <= 1 or values[0] == values[-1]:
