@@ -14,7 +14,9 @@ from onnx.reference import ReferenceEvaluator
 
 import engine
 from engine.backends import OnnxRuntimeCpu
+from engine.export.differentiate import companion
 from engine.export.evaluate import function, in_float64
+from engine.export.split import Block
 from engine.image import prepare
 from tests.models import MODELS, PHOTOS, Exported, exported
 from tests.reference import agreement, method
@@ -179,20 +181,17 @@ def test_every_photo_equals_reference(name: str, assets: Path, bundles: Path) ->
 
 
 def float64_gradients(bundle: engine.bundle.Bundle, x: NDArray[np.float32], target: int, evaluate) -> list[NDArray]:
-    """Average gradients by the bundle's own blocks and companions, cast to float64 and run one after the other."""
-
-    def load(name: str):
-        return evaluate(in_float64(ir.load(bundle.path / f"{name}.onnx")))
-
+    """Average gradients by the bundle's blocks in float64 and the companions made of them, one after the other."""
     names = [f"block{number}" for number in range(1, len(bundle.layers) + 1)] + ["head"]
+    blocks = [Block(name, in_float64(ir.load(bundle.path / f"{name}.onnx"))) for name in names]
     inputs = [x.astype(np.float64)]
-    for name in names:
-        inputs.append(load(name)(inputs[-1])[0])
+    for block in blocks:
+        inputs.append(evaluate(block.model)(inputs[-1])[0])
     gradient = np.zeros_like(inputs.pop())
     gradient[0, target] = 1.0
     averages = []
-    for name, block_input in zip(names[:0:-1], inputs[:0:-1], strict=True):
-        gradient, total = load(f"{name}.grad")(block_input, gradient)
+    for block, block_input in zip(blocks[:0:-1], inputs[:0:-1], strict=True):
+        gradient, total = evaluate(companion(block))(block_input, gradient)
         averages.append(total[0])
     return averages[::-1]
 
@@ -211,10 +210,12 @@ def assert_equals_float64_autograd(case: Case, evaluate) -> None:
         assert np.linalg.norm(average - expected) <= 1e-8 * np.linalg.norm(expected)
 
 
-def test_companions_in_float64_equal_autograd(case: Case) -> None:
-    assert_equals_float64_autograd(case, function)
+@pytest.mark.parametrize(("name", "photo"), FIRST)
+def test_companions_in_float64_equal_autograd(name: str, photo: str, assets: Path, bundles: Path) -> None:
+    assert_equals_float64_autograd(make_case(assets, bundles, name, photo), function)
 
 
 @pytest.mark.slow
-def test_companions_in_float64_equal_autograd_with_onnx_own_operators(case: Case) -> None:
-    assert_equals_float64_autograd(case, pure_reference_evaluator)
+@pytest.mark.parametrize(("name", "photo"), FIRST)
+def test_companions_in_onnx_own_evaluator_equal_autograd(name: str, photo: str, assets: Path, bundles: Path) -> None:
+    assert_equals_float64_autograd(make_case(assets, bundles, name, photo), pure_reference_evaluator)

@@ -7,7 +7,7 @@ import pytest
 from engine.errors import ModelError
 from engine.export.cut import CutPoint, cut_points, feature_layers
 from engine.export.source import load_source
-from tests.export.networks import CNN_LAYERS, imported, network, node, small_cnn, weight
+from tests.export.networks import BATCH, CNN_LAYERS, image_input, imported, network, node, small_cnn, weight
 
 HEAD = [node("GlobalAveragePool", "last", "mean"), node("Flatten", "mean", "flat"), node("Gemm", "flat head", "y")]
 
@@ -162,6 +162,12 @@ def test_rows_are_no_layer(constants: dict[str, np.ndarray], random: np.random.G
         "mix": weight(random, 64, 64),
     }
     assert names(nodes, constants, (3, 8, 8)) == ["c1", "last"]
+
+
+def test_maps_of_unknown_size_are_no_layer(constants: dict[str, np.ndarray]) -> None:
+    nodes = [node("Conv", "x w1", "c1", **SAME), node("Conv", "c1 w2", "last", **SAME)]
+    model = network([*nodes, *HEAD], constants, inputs=[image_input([BATCH, 3, "H", 8])])
+    assert cut_points(imported(model).graph) == []
 
 
 def stages(heights: list[int], random: np.random.Generator) -> list[str]:

@@ -10,8 +10,10 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from torch.nn import functional
 
+from engine.errors import UnsupportedOpError
 from engine.export.evaluate import function, in_float64
 from tests.export.networks import BATCH, image_input, imported, network, node, weight
+from tests.export.rules.gradients import runtime
 
 
 def evaluate(model: onnx.ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
@@ -69,9 +71,6 @@ def test_in_float64_keeps_the_values_of_the_model_it_copies() -> None:
     ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a clone shares its TensorTypes with the original, and their dtype is set in place"
-)
 def test_in_float64_keeps_the_types_of_the_model_it_copies() -> None:
     original = imported(typed_network())
     before = dtypes(original)
@@ -149,9 +148,6 @@ def test_conv_transpose_equals_torch_and_onnx(case: Transposed, rows: int, rando
         np.testing.assert_allclose(found, onnx_evaluate(model, x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="a source's ConvTranspose: no bias, and defaults are not filled in"
-)
 @pytest.mark.parametrize("inputs", ["x w", "x w b"])
 def test_conv_transpose_of_a_source_model(inputs: str, random: np.random.Generator) -> None:
     kernel, bias = weight(random, 3, 4, 2, 2), weight(random, 4)
@@ -162,6 +158,31 @@ def test_conv_transpose_of_a_source_model(inputs: str, random: np.random.Generat
     if "b" in constants:
         expected += torch.tensor(bias).double()[:, None, None]
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"auto_pad": "VALID", "strides": [2, 3]}, {"strides": [2, 2], "output_padding": [1, 0], "pads": [0, 1, 1, 0]}],
+    ids=str,
+)
+def test_conv_transpose_equals_onnx_runtime(attributes: dict, random: np.random.Generator) -> None:
+    constants = {"w": weight(random, 3, 4, 3, 3), "b": weight(random, 4)}
+    model = network([node("ConvTranspose", "x w b", "y", **attributes)], constants, image=(3, 4, 5))
+    x = random.standard_normal((2, 3, 4, 5)).astype(np.float32)
+    (found,) = evaluate(model, x.astype(np.float64))
+    np.testing.assert_allclose(found, runtime(model)(x)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}, {"output_shape": [7, 8]}], ids=str
+)
+def test_conv_transpose_that_pads_by_its_output_is_refused(attributes: dict, random: np.random.Generator) -> None:
+    model = network(
+        [node("ConvTranspose", "x w", "y", strides=[2, 2], **attributes)], {"w": weight(random, 3, 4, 3, 3)}
+    )
+    message = r"ConvTranspose with auto_pad or output_shape is not verified; expected explicit pads$"
+    with pytest.raises(UnsupportedOpError, match=message):
+        evaluate(model, random.standard_normal((2, 3, 8, 8)))
 
 
 POOLED = {
@@ -210,10 +231,62 @@ def test_max_pool_same_lower_pads_in_front() -> None:
     assert evaluate(network([pool], image=(1, 1, 3)), x)[0].ravel().tolist() == [3.0, 3.0, 2.0]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="onnx's own Pad refuses negative amounts, which the rule covers"
+@pytest.mark.parametrize("include_pad", [0, 1])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", POOLED)
+def test_average_pool_equals_onnx_runtime(name: str, rows: int, include_pad: int, random: np.random.Generator) -> None:
+    size, attributes = POOLED[name]
+    pool = node("AveragePool", "x", "y", count_include_pad=include_pad, **attributes)
+    model = network([pool], image=(2, *size), opset=22)
+    x = random.standard_normal((rows, 2, *size)).astype(np.float32)
+    np.testing.assert_allclose(evaluate(model, x.astype(np.float64))[0], runtime(model)(x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_average_pool_equals_torch_where_torch_has_it(random: np.random.Generator) -> None:
+    for kernel, stride, pad, ceil, include in itertools.product(
+        (2, 3), (1, 2, 3), (0, 1), (False, True), (False, True)
+    ):
+        attributes = {
+            "kernel_shape": [kernel, kernel],
+            "strides": [stride, stride],
+            "pads": [pad] * 4,
+            "ceil_mode": int(ceil),
+            "count_include_pad": int(include),
+        }
+        model = network([node("AveragePool", "x", "y", **attributes)], image=(2, 9, 8), opset=22)
+        x = random.standard_normal((2, 2, 9, 8))
+        expected = functional.avg_pool2d(torch.tensor(x), kernel, stride, pad, ceil, include)
+        np.testing.assert_allclose(evaluate(model, x)[0], expected.numpy(), rtol=1e-12, err_msg=str(attributes))
+
+
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
+@pytest.mark.parametrize(
+    ("amounts", "axes"),
+    [
+        ((0, 0, 1, 2, 0, 0, 3, 0), None),
+        ((1, 2, 0, 3), (2, 3)),
+        ((2, 1), (-1,)),
+        ((0, 0, -1, -2, 0, 0, 0, -3), None),
+        ((0, 0, -1, 2, 0, 0, 3, -3), None),
+    ],
+    ids=["all axes", "two axes", "one axis", "crops", "crops and pads"],
 )
-def test_pad_that_crops(random: np.random.Generator) -> None:
+def test_pad_equals_onnx_runtime(amounts, axes, mode: str, random: np.random.Generator) -> None:
+    constants = {"pads": np.array(amounts, np.int64)}
+    names = "x pads"
+    if mode == "constant":
+        constants["value"] = np.float32(0.5)
+        names = "x pads value"
+    if axes is not None:
+        constants["axes"] = np.array(axes, np.int64)
+        names = f"{names if mode == 'constant' else 'x pads -'} axes"
+    model = network([node("Pad", names, "y", mode=mode)], constants, opset=19)
+    x = random.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    (found,) = evaluate(model, x.astype(np.float64))
+    np.testing.assert_array_equal(found, runtime(model)(x)[0])
+
+
+def test_pad_without_a_value_is_of_zeros(random: np.random.Generator) -> None:
     model = network([node("Pad", "x pads", "y")], {"pads": np.array([0, 0, -1, 2, 0, 0, 0, -3], np.int64)})
     x = random.standard_normal((2, 3, 8, 8))
     (found,) = evaluate(model, x)

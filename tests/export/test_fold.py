@@ -119,7 +119,6 @@ def test_weight_that_two_convs_share_is_folded_for_each(random: np.random.Genera
     assert error(runtime(folded)(x)[0], runtime(model)(x)[0]) <= 1e-6
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="unnamed Convs give their folded weights one name")
 def test_unnamed_pairs_are_folded(random: np.random.Generator) -> None:
     constants = {"w1": weight(random, 4, 3, 3, 3), "w2": weight(random, 5, 4, 1, 1)}
     constants |= {**statistics(random, "bn1", 4), **statistics(random, "bn2", 5)}
@@ -136,6 +135,23 @@ def test_unnamed_pairs_are_folded(random: np.random.Generator) -> None:
     assert op_types(folded) == ["Conv", "Conv"]
     x = random.standard_normal((2, 3, 8, 8)).astype(np.float32)
     assert error(runtime(folded)(x)[0], runtime(model)(x)[0]) <= 1e-6
+
+
+@pytest.mark.parametrize(("dimensions", "sizes"), [(1, [-1, 3, 64]), (3, [-1, 3, 4, 4, 4])])
+def test_convs_of_other_dimensions_are_folded_or_left(
+    dimensions: int, sizes: list[int], random: np.random.Generator
+) -> None:
+    constants = {"sizes": np.array(sizes, np.int64), "w": weight(random, 3, 3, *[2] * dimensions)}
+    nodes = [
+        node("Reshape", "x sizes", "volume"),
+        node("Conv", "volume w", "c"),
+        node("BatchNormalization", f"c {BN}", "y"),
+    ]
+    model = network(nodes, constants | statistics(random, "bn", 3))
+    (kernel,) = (entry.inputs[1] for entry in fold(model).graph if entry.op_type == "Conv")
+    assert kernel.const_value.shape == constants["w"].shape
+    x = random.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    assert error(runtime(fold(model))(x)[0], runtime(model)(x)[0]) <= 1e-6
 
 
 def kept(nodes: list[onnx.NodeProto], random: np.random.Generator, outputs: str = "y", **constants: Array) -> None:

@@ -1,0 +1,269 @@
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from rich.console import Console
+
+from engine.bundle import load_bundle
+from engine.console import run
+from engine.export import export
+from engine.export.__main__ import app, print_report
+from engine.export.verify import Verification
+from tests.export.networks import CNN_LAYERS, network, node, small_cnn, weight, written
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def model(random: np.random.Generator, tmp_path: Path) -> Path:
+    return written(small_cnn(random, ending="Softmax"), tmp_path)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Run the command line in this process: arguments → (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["engine.export", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "120")
+        with pytest.raises(SystemExit) as caught:
+            run(app)
+        captured = capfd.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def python(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "engine.export", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | {"COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_export_prints_what_it_made(command, model: Path, tmp_path: Path) -> None:
+    labels, preprocess = tmp_path / "labels.txt", tmp_path / "preprocess.json"
+    labels.write_text("a\nb\nc\nd\ne\n")
+    preprocess.write_text(json.dumps({"mean": 0.5, "std": 0.5}))
+    target = tmp_path / "small.ada"
+    code, out, err = command(model, "-o", target, "--labels", labels, "--preprocess", preprocess)
+    assert (code, err) == (0, "")
+    bundle = load_bundle(target)
+    assert bundle.labels == tuple("abcde")
+    assert bundle.preprocess.mean == (0.5, 0.5, 0.5)
+
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    figures = bundle.manifest["verification"]
+    ops = {
+        "block1": "1 Conv, 1 Relu",
+        "block2": "2 Conv, 2 Relu, 1 MaxPool, 1 Add",
+        "block3": "1 AveragePool, 1 Conv, 1 Clip",
+    }
+    for (block, counts), (name, channels, height, width) in zip(ops.items(), CNN_LAYERS, strict=True):
+        figure = f"{figures['gradient_errors'][block]:.1e}"
+        assert f"{block} {name} {channels}×{height}×{width} {counts} {figure}" in lines
+    head = f"{figures['gradient_errors']['head']:.1e}"
+    assert f"head logits 5, softmax 1 GlobalAveragePool, 1 Flatten, 1 Gemm {head}" in lines
+    for file in target.iterdir():
+        assert f"{file.name} {file.stat().st_size / 1024:,.0f}" in lines
+    total = sum(file.stat().st_size for file in target.iterdir())
+    assert f"total {total / 1024:,.0f}" in lines
+    assert f"forward against the source: {figures['forward_error']:.1e} of the largest logit" in lines
+    assert f"chain of blocks against the source: {figures['blocks_error']:.1e} of the largest logit" in lines
+    worst = max(figures["average_gradient_errors"].values())
+    assert f"average gradients, tapped against the companions: {worst:.1e}" in lines
+    assert re.fullmatch(r"exported and verified in \d+\.\d s", lines[-1])
+
+
+def test_figures_are_printed_each_in_its_place(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = export(model, tmp_path / "small.ada")
+    figures = Verification(
+        forward_error=1.2e-7,
+        blocks_error=3.4e-7,
+        gradient_errors={"block1": 5.6e-9, "block2": 7.8e-9, "block3": 9.1e-9, "head": 2.3e-9},
+        average_gradient_errors={"relu1": 4.5e-6, "relu3": 6.7e-6, "clip4": 8.9e-7},
+    )
+    print_report(dataclasses.replace(report, verification=figures), Console(width=120, highlight=False), 12.34)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-4:] == [
+        "forward against the source: 1.2e-07 of the largest logit",
+        "chain of blocks against the source: 3.4e-07 of the largest logit",
+        "average gradients, tapped against the companions: 6.7e-06",
+        "exported and verified in 12.3 s",
+    ]
+    printed = {line.split()[0]: line.split()[-1] for line in lines if line.split()[:1]}
+    assert {block: printed[block] for block in figures.gradient_errors} == {
+        "block1": "5.6e-09",
+        "block2": "7.8e-09",
+        "block3": "9.1e-09",
+        "head": "2.3e-09",
+    }
+
+
+def test_note_is_printed(command, random: np.random.Generator, tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Softsign", "c", "maps"),
+        node("GlobalAveragePool", "maps", "mean"),
+        node("Flatten", "mean", "flat"),
+        node("Gemm", "flat head", "y"),
+    ]
+    constants = {"w": weight(random, 4, 3, 3, 3), "head": weight(random, 4, 5)}
+    model = written(network(nodes, constants), tmp_path)
+    code, out, err = command(model, "-o", tmp_path / "small.ada", "--activation", "none")
+    assert (code, err) == (0, "")
+    note = out.splitlines()[-1]
+    assert note.startswith(
+        "note: block1 has no gradient companion, which Ada-SISE does not need: Softsign node 'node_maps'"
+    )
+    (row,) = (line.split() for line in out.splitlines() if line.split()[:1] == ["block1"])
+    assert row == ["block1", "maps", "4×6×6", "1", "Conv,", "1", "Softsign", "none"]
+
+
+def test_layer_option_may_be_repeated(command, model: Path, tmp_path: Path) -> None:
+    code, _, _ = command(model, "-o", tmp_path / "small.ada", "--layer", "clip4", "--layer", "relu1")
+    assert code == 0
+    assert [layer.name for layer in load_bundle(tmp_path / "small.ada").layers] == ["relu1", "clip4"]
+
+
+def test_output_name_option(command, random: np.random.Generator, tmp_path: Path) -> None:
+    proto = small_cnn(random, ending="Softmax")
+    proto.graph.output.add().CopyFrom(proto.graph.output[0])
+    proto.graph.output[1].name = "features"
+    proto.graph.output[1].type.tensor_type.shape.dim[1].dim_value = 10
+    model = written(proto, tmp_path)
+    code, _, err = command(model, "-o", tmp_path / "small.ada")
+    assert code == 2
+    assert "has the outputs scores, features; choose the class scores with " in err
+    code, _, err = command(model, "-o", tmp_path / "small.ada", "--output-name", "scores")
+    assert (code, err) == (0, "")
+    assert load_bundle(tmp_path / "small.ada").manifest["source"]["output"] == "scores"
+
+
+def test_force_option(command, model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.ada"
+    assert command(model, "-o", target)[0] == 0
+    code, out, err = command(model, "-o", target)
+    assert (code, out) == (2, "")
+    assert err == f"error: {target}: exists already; choose another name, or replace it with --force\n"
+    assert command(model, "-o", target, "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--activation", "sigmoid"], "activation 'sigmoid' contradicts the model, which ends in Softmax node"),
+        (
+            ["--layer", "pool1"],
+            "no feature layer is possible at 'pool1'; possible are, shallow to deep: bn1 (6×16×12)",
+        ),
+        (["--output-name", "nothing"], "has no output 'nothing'; its outputs are scores"),
+        (["--labels", "no-such-file.txt"], "no-such-file.txt: cannot be read as text"),
+        (["--preprocess", "no-such-file.json"], "no-such-file.json: cannot be read as JSON"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_user_error_is_one_line_and_exit_code_2(options: list[str], text: str, command, model: Path) -> None:
+    code, out, err = command(model, "-o", model.parent / "small.ada", *options)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert text in err
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert [entry.name for entry in model.parent.iterdir()] == [model.name]
+
+
+def test_markup_in_a_message_is_printed_as_it_is(command, tmp_path: Path) -> None:
+    missing = tmp_path / "[bold]model[/bold].onnx"
+    code, _, err = command(missing, "-o", tmp_path / "small.ada")
+    assert (code, err) == (2, f"error: {missing}: cannot be read: No such file or directory; expected an ONNX file\n")
+
+
+def test_markup_in_a_path_is_printed_as_it_is(command, model: Path, tmp_path: Path) -> None:
+    code, out, _ = command(model, "-o", tmp_path / "[red]small.ada")
+    assert code == 0
+    assert "[red]small.ada" in "".join(out.split())
+
+
+def test_refusal_of_the_runtime_is_one_line(command, random: np.random.Generator, tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "x w", "maps", auto_pad="SAME_UPPER", dilations=[2, 2]),
+        node("GlobalAveragePool", "maps", "mean"),
+        node("Flatten", "mean", "flat"),
+        node("Gemm", "flat head", "y"),
+    ]
+    constants = {"w": weight(random, 4, 3, 3, 3), "head": weight(random, 4, 5)}
+    model = written(network(nodes, constants), tmp_path)
+    code, _, err = command(model, "-o", tmp_path / "small.ada", "--activation", "none")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["model.onnx"], ["model.onnx", "-o", "a.ada", "--colour", "red"]])
+def test_wrong_use_exits_with_code_2(arguments: list[str], command) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: " in err
+
+
+def test_help_names_every_option(command) -> None:
+    code, out, _ = command("--help")
+    assert code == 0
+    for option in (
+        "MODEL.onnx",
+        "--output",
+        "--preprocess",
+        "--labels",
+        "--activation",
+        "--layer",
+        "--output-name",
+        "--force",
+    ):
+        assert option in out
+    assert "Compile a CNN classifier into a bundle" in out
+
+
+def test_bug_keeps_its_stack() -> None:
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(bug)
+
+
+def test_module_is_a_command(model: Path, tmp_path: Path) -> None:
+    done = python(model, "-o", tmp_path / "small.ada")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "exported and verified in" in done.stdout
+    assert load_bundle(tmp_path / "small.ada").classes == 5
+
+
+def test_module_ends_with_code_2_and_one_line(random: np.random.Generator, tmp_path: Path) -> None:
+    done = python(written(small_cnn(random), tmp_path), "-o", tmp_path / "small.ada")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: output 'logits' comes from no Softmax, LogSoftmax or Sigmoid, so what turns it into class scores is "
+        "unknown; choose with --activation: softmax, sigmoid, none\n"
+    )
+
+
+def test_sizes_that_do_not_fit_are_one_line(random: np.random.Generator, tmp_path: Path) -> None:
+    proto = small_cnn(random, ending="Softmax")
+    (kernel,) = (tensor for tensor in proto.graph.initializer if tensor.name == "w2")
+    kernel.CopyFrom(onnx.numpy_helper.from_array(weight(random, 8, 7, 3, 3), "w2"))
+    done = python(written(proto, tmp_path), "-o", tmp_path / "small.ada")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,307 @@
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engine.bundle import MANIFEST
+from engine.errors import BundleError
+from engine.export import export
+from engine.export.pack import WEIGHTS, new_bundle, write_graphs, write_manifest
+from tests.export.networks import imported, network, node, small_cnn, weight, written
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def external(folder: Path, name: str) -> dict[str, tuple[int, int]]:
+    """Offset and length in the weight file of each external tensor of a graph."""
+    tensors = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph.initializer
+    places = {}
+    for tensor in tensors:
+        facts = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            assert facts["location"] == WEIGHTS
+            places[tensor.name] = (int(facts["offset"]), int(facts["length"]))
+    return places
+
+
+def adding(**constants: np.ndarray) -> onnx.ModelProto:
+    """A graph that adds constants to its input one after the other."""
+    nodes, value = [], "x"
+    for name in constants:
+        nodes.append(node("Add", f"{value} {name}", f"plus_{name}"))
+        value = f"plus_{name}"
+    return network(nodes, constants, outputs=value)
+
+
+def test_equal_weights_are_written_once(random: np.random.Generator, tmp_path: Path) -> None:
+    shared, other = weight(random, 1, 8, 8, 8), weight(random, 1, 8, 8, 8)
+    graphs = {
+        "one": imported(adding(a=shared, b=shared.copy())),
+        "two": imported(adding(c=other, d=shared.copy())),
+        "three": imported(adding(e=shared.reshape(8, 64)[:, None, :8].copy(), f=shared.reshape(1, 8, 64, 1))),
+    }
+    write_graphs(tmp_path, graphs)
+    one, two, three = (external(tmp_path, name) for name in graphs)
+    assert one == {"a": (0, 2048), "b": (0, 2048)}
+    assert two == {"c": (4096, 2048), "d": (0, 2048)}
+    assert three == {"f": (0, 2048)}
+    assert (tmp_path / WEIGHTS).stat().st_size == 4096 + 2048
+
+
+def test_offsets_are_aligned_and_gaps_are_zeros(random: np.random.Generator, tmp_path: Path) -> None:
+    constants = {f"c{size}": weight(random, size, 8, 8) for size in (4, 17, 64, 65, 3)}
+    write_graphs(tmp_path, {"graph": imported(network([node("Relu", "x", "y")], constants))})
+    places = external(tmp_path, "graph")
+    data = (tmp_path / WEIGHTS).read_bytes()
+    assert set(places) == {"c4", "c17", "c64", "c65"}
+    end = 0
+    for name, (offset, length) in sorted(places.items(), key=lambda item: item[1]):
+        assert offset % 4096 == 0
+        assert data[end:offset] == bytes(offset - end)
+        assert data[offset : offset + length] == constants[name].tobytes()
+        end = offset + length
+    assert end == len(data)
+
+
+@pytest.mark.parametrize(
+    ("array", "outside"),
+    [
+        (np.ones(256, np.float32), True),
+        (np.ones(255, np.float32), False),
+        (np.ones(512, np.float16), True),
+        (np.ones(511, np.float16), False),
+        (np.ones(1000, np.int64), False),
+        (np.ones(4000, np.int8), False),
+        (np.ones(4000, bool), False),
+        (np.float32(1), False),
+    ],
+    ids=lambda value: f"{value.dtype} {value.size}" if isinstance(value, np.ndarray | np.generic) else "",
+)
+def test_only_large_floats_go_to_the_weight_file(array: np.ndarray, outside: bool, tmp_path: Path) -> None:
+    write_graphs(tmp_path, {"graph": imported(network([node("Relu", "x", "y")], {"c": array}))})
+    assert (list(external(tmp_path, "graph")) == ["c"]) is outside
+    (tensor,) = onnx.load(tmp_path / "graph.onnx").graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), array)
+    assert onnx.numpy_helper.to_array(tensor).dtype == array.dtype
+
+
+def test_large_doubles_go_to_the_weight_file(tmp_path: Path) -> None:
+    model = network([node("Relu", "x", "y")], {"c": np.ones(1, np.float32)})
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.arange(128.0), "c"))
+    write_graphs(tmp_path, {"graph": imported(model)})
+    assert external(tmp_path, "graph") == {"c": (0, 1024)}
+
+
+def test_order_of_the_constants_does_not_matter(random: np.random.Generator, tmp_path: Path) -> None:
+    constants = {name: weight(random, 1, 8, 8, 8) for name in "abcd"}
+    digests = []
+    for position, names in enumerate(("abcd", "dbca")):
+        (folder := tmp_path / str(position)).mkdir()
+        model = network([node("Relu", "x", "y")], {name: constants[name] for name in names})
+        write_graphs(folder, {"graph": imported(model)})
+        digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())])
+    assert digests[0] == digests[1]
+
+
+def test_manifest_lists_every_file(tmp_path: Path) -> None:
+    (tmp_path / "b.onnx").write_bytes(b"graph")
+    (tmp_path / "a.bin").write_bytes(b"")
+    write_manifest(tmp_path, {"schema_version": 1, "labels": ["café", "日本"]})
+    text = (tmp_path / MANIFEST).read_text(encoding="utf-8")
+    assert json.loads(text) == {
+        "schema_version": 1,
+        "labels": ["café", "日本"],
+        "files": {
+            "a.bin": {"sha256": hashlib.sha256(b"").hexdigest(), "size_bytes": 0},
+            "b.onnx": {"sha256": hashlib.sha256(b"graph").hexdigest(), "size_bytes": 5},
+        },
+    }
+    assert "café" in text
+    assert text.endswith("}\n")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def model(random: np.random.Generator, tmp_path: Path) -> Path:
+    return written(small_cnn(random, ending="Softmax"), tmp_path)
+
+
+def test_exporting_twice_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    first = contents(export(model, tmp_path / "first.ada").bundle.path)
+    second = contents(export(model, tmp_path / "second.ada").bundle.path)
+    assert first == second
+    assert len(first) == 12
+    assert not any(str(tmp_path).encode() in data for data in first.values())
+
+
+def test_another_process_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    here = contents(export(model, tmp_path / "here.ada").bundle.path)
+    program = "import pathlib, sys; from engine.export import export; export(*map(pathlib.Path, sys.argv[1:]))"
+    there = tmp_path / "elsewhere" / "there.ada"
+    there.parent.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", program, str(model), str(there)],
+        env=os.environ | {"PYTHONHASHSEED": "12345", "PYTHONPATH": str(REPOSITORY), "TZ": "Asia/Tokyo"},
+        cwd=there.parent,
+        check=True,
+    )
+    assert contents(there) == here
+
+
+def test_folder_becomes_the_target(tmp_path: Path) -> None:
+    target = tmp_path / "new.ada"
+    with new_bundle(target, force=False) as folder:
+        assert folder.parent == tmp_path
+        assert not target.exists()
+        (folder / "file").write_text("new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new.ada"]
+    assert (target / "file").read_text() == "new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_failure_leaves_nothing_behind(failure: type[BaseException], tmp_path: Path) -> None:
+    def fail() -> None:
+        with new_bundle(tmp_path / "new.ada", force=False) as folder:
+            (folder / "file").write_text("half")
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def old_bundle(path: Path) -> Path:
+    path.mkdir()
+    (path / MANIFEST).write_text('{"schema_version": 1, "files": {"old": {}}}')
+    (path / "old").write_text("old")
+    return path
+
+
+def test_target_that_exists_is_refused(tmp_path: Path) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    before = contents(target)
+    message = r"old\.ada: exists already; choose another name, or replace it with --force$"
+    with pytest.raises(BundleError, match=message), new_bundle(target, force=False):
+        pytest.fail("the folder was given")
+    assert contents(target) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+
+
+def test_target_that_exists_is_replaced_by_force(tmp_path: Path) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    with new_bundle(target, force=True) as folder:
+        (folder / "file").write_text("new")
+        assert (target / "old").exists()
+    assert contents(target) == {"file": b"new"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+
+
+def test_failure_leaves_the_old_bundle_as_it_was(tmp_path: Path) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    before = contents(target)
+
+    def fail() -> None:
+        with new_bundle(target, force=True) as folder:
+            (folder / "file").write_text("half")
+            raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        fail()
+    assert contents(target) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+
+
+def test_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    before = contents(target)
+    right = Path.rename
+
+    def rename(path: Path, to: Path) -> Path:
+        if to == target and (path / "file").exists():
+            raise PermissionError(13, "Permission denied")
+        return right(path, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    message = r"old\.ada: cannot be written: Permission denied$"
+    with pytest.raises(BundleError, match=message), new_bundle(target, force=True) as folder:
+        (folder / "file").write_text("new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+    assert contents(target) == before
+
+
+def foreign(path: Path, kind: str) -> None:
+    """Put something at the path that is no bundle."""
+    if kind == "file":
+        path.write_text("notes")
+        return
+    path.mkdir()
+    manifests = {
+        "web app": '{"name": "shop", "start_url": "/"}',
+        "list": '["files"]',
+        "list of files": '{"files": 3}',
+        "no JSON": "files: none",
+        "more than a bundle": '{"files": {"forward.onnx": {}}}',
+    }
+    if kind in manifests:
+        (path / MANIFEST).write_text(manifests[kind])
+    if kind in ("folder", "more than a bundle"):
+        (path / "photo.jpg").write_bytes(b"jpeg")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["file", "folder", "empty folder", "web app", "list", "list of files", "no JSON", "more than a bundle"],
+)
+def test_foreign_target_is_never_replaced(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "mine"
+    foreign(target, kind)
+    before = target.read_text() if kind == "file" else contents(target)
+    message = r"mine: is not a bundle, so --force does not replace it; choose another name$"
+    with pytest.raises(BundleError, match=message), new_bundle(target, force=True):
+        pytest.fail("the folder was given")
+    assert (target.read_text() if kind == "file" else contents(target)) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+
+
+def test_place_that_is_missing(tmp_path: Path) -> None:
+    target = tmp_path / "no" / "new.ada"
+    message = rf"^{target}: cannot be written: No such file or directory in {target.parent}$"
+    with pytest.raises(BundleError, match=message), new_bundle(target, force=False):
+        pytest.fail("the folder was given")
+
+
+def test_folder_that_is_taken_away(tmp_path: Path) -> None:
+    target = tmp_path / "new.ada"
+    message = rf"^{target}: cannot be written: No such file or directory$"
+    with pytest.raises(BundleError, match=message), new_bundle(target, force=False) as folder:
+        folder.rmdir()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_target_that_appears_meanwhile_is_refused(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "new.ada"
+
+    def race() -> None:
+        with new_bundle(target, force=False) as folder:
+            (folder / "file").write_text("new")
+            foreign(target, kind)
+
+    message = r"new\.ada: has appeared while the model was compiled; choose another name$"
+    with pytest.raises(BundleError, match=message):
+        race()
+    assert not (target / "file").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new.ada"]
