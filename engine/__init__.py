@@ -22,7 +22,8 @@ from engine.errors import (
 try:
     from engine.explainer import Explainer, load
 except MissingRuntimeError as err:
-    if not (sys.argv[0] == "-m" and {"engine", "engine.export"} & set(sys.orig_argv)):
+    command = sys.orig_argv[sys.orig_argv.index("-m") + 1] if sys.argv[0] == "-m" and "-m" in sys.orig_argv else ""
+    if command not in ("engine", "engine.export"):
         raise
     # `python -m engine…` imports this package before the command line can catch anything: one line, as for any mistake
     sys.stderr.write(f"error: {err}\n")

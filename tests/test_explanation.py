@@ -2,6 +2,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -261,3 +262,20 @@ def test_results_cannot_be_changed() -> None:
         make().target = 4  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
         LAYERS[0].scored = 4  # type: ignore[misc]
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.png"
+    path.write_bytes(b"old")
+
+    def save(_self: Image.Image, file: BinaryIO, _kind: str) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OptionError, match=r"out\.png: cannot be written: No space left on device$"):
+        make().save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.png"]
+    assert path.read_bytes() == b"old"

@@ -234,3 +234,14 @@ def test_baselines_and_activations_change_the_scores_as_the_formula_says(
             maps = case.maps[number][layer.selected_channels]
             scores = method.score_masks(case.network, case.x, maps, blurred, activation, case.logits_name)
             np.testing.assert_allclose(layer.scores, scores[:, 1], atol=1e-5)
+
+
+def test_more_classes_than_are_tapped_at_once(tmp_path: Path, random: np.random.Generator) -> None:
+    case = deep_case(tmp_path, random)
+    targets = [0, 1, 2, None] * 5
+    results = case.model.explainer.explain(case.x, targets)
+    top = int(case.logits.argmax())
+    assert [result.target for result in results] == [top if target is None else target for target in targets]
+    for result in results:
+        alone = case.model.explainer.explain(case.x, result.target)
+        np.testing.assert_allclose(result.heatmap, alone.heatmap, atol=1e-5)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+import engine
 from engine.errors import ImageError, OptionError
 from engine.image import make_baseline, overlay, prepare
 from engine.preprocess import Preprocess
@@ -522,3 +523,19 @@ def test_overlay_draws_on_grey_pictures_and_changes_no_input() -> None:
 def test_opacity_out_of_range(opacity: float, shown: str) -> None:
     with pytest.raises(OptionError, match=exactly(f"opacity is {shown}; expected a number from 0 to 1")):
         overlay(np.zeros((3, 3), np.float32), Image.new("RGB", (9, 9)), opacity)
+
+
+def test_an_elongated_photo_needs_no_giant_intermediate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strip of 3×5000 resized to a shorter side of 36 is 36×60000; above the limit only the crop is computed."""
+    strip = Image.fromarray(np.random.default_rng(1).integers(0, 256, (5000, 3, 3), np.uint8))
+    whole = prepare(strip, settings(resize=36), SHAPE).array
+    monkeypatch.setattr(engine.image, "_LARGEST_RESIZE", 1000)
+    part = prepare(strip, settings(resize=36), SHAPE).array
+    assert part.shape == whole.shape
+    inside = np.s_[:, :, 2:-2, 2:-2]  # at the border of the crop the filter sees no pixel beyond
+    np.testing.assert_allclose(part[inside], whole[inside], atol=2.5 / 255 / 0.2)
+
+
+def test_an_image_without_pixels() -> None:
+    with pytest.raises(ImageError, match=exactly("the image: cannot be read as a photo: it has 0×5 pixels")):
+        prepare(Image.new("RGB", (0, 5)), settings(), SHAPE)

@@ -3,12 +3,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import engine
+from engine.__main__ import parse_target
 from tests.tiny_cnn import photo_pixels, write_photo
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -163,3 +165,21 @@ def test_without_onnx_runtime(module: str, tmp_path: Path) -> None:
         "error: ONNX Runtime cannot be imported (not here); install it with pip install 'ada-sise-engine[cpu]', or "
         "'ada-sise-engine[gpu]' for an NVIDIA GPU\n"
     )
+
+
+def test_a_foreign_program_that_can_do_without_the_engine_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('not here')", encoding="utf-8")
+    package = tmp_path / "foreign"
+    package.mkdir()
+    (package / "__init__.py").write_text("try:\n    import engine\nexcept ImportError:\n    engine = None\n")
+    (package / "__main__.py").write_text("print('fine')\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    command = [sys.executable, "-m", "foreign", "engine"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
+
+
+@pytest.mark.parametrize(("target", "taken"), [("7", "7"), ("1", 1), ("-1", -1), ("cup", "cup"), (None, None)])
+def test_a_label_that_is_a_number_comes_before_the_index(target: str | None, taken: int | str | None) -> None:
+    explainer = SimpleNamespace(bundle=SimpleNamespace(labels=("cup", "7")))
+    assert parse_target(target, explainer) == taken

@@ -305,3 +305,13 @@ def test_target_that_appears_meanwhile_is_refused(kind: str, tmp_path: Path) -> 
         race()
     assert not (target / "file").exists()
     assert [entry.name for entry in tmp_path.iterdir()] == ["new.ada"]
+
+
+def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
+    bundle, link = old_bundle(tmp_path / "old.ada"), tmp_path / "link.ada"
+    link.symlink_to(bundle)
+    with new_bundle(link, force=True) as folder:
+        (folder / "file").write_text("new")
+    assert link.is_symlink()
+    assert (bundle / "file").read_text() == "new"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link.ada", "old.ada"]

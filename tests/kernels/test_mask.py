@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.kernels import MaskWriter, is_flat
+from engine.kernels import MaskWriter, is_flat, visualization_map
 from tests.reference import method
 
 # (h, w) → (H, W)
@@ -204,3 +204,19 @@ def test_a_map_with_a_large_offset_keeps_its_mask(random: np.random.Generator) -
     row = np.empty_like(x)
     MaskWriter(x, None).write(feature_map, row)
     np.testing.assert_allclose(row, masked_by_formula(x, None, feature_map), rtol=0, atol=1e-4)
+
+
+def test_a_map_larger_than_the_image_may_look_constant_to_it() -> None:
+    """Every sampled pixel of this map is 1; it makes an empty mask, which adds nothing to the visualization map."""
+    feature_map = np.ones((9, 9), np.float32)
+    feature_map[::2, ::2] = 5.0
+    feature_map[1::3, 1::3] = 1.0
+    row = np.full((1, 3, 3), np.nan, np.float32)
+    minimum, extent = MaskWriter(np.ones((1, 3, 3), np.float32), None).write(feature_map, row)
+    assert (minimum, extent) == (1.0, 0.0)
+    assert not row.any()
+    maps = np.stack([feature_map, np.arange(81, dtype=np.float32).reshape(9, 9)])
+    low, high = float(maps[1, 1, 1]), float(maps[1, 7, 7])
+    view = visualization_map(maps, np.ones(2), np.array([1.0, low]), np.array([0.0, high - low]), (3, 3))
+    alone = visualization_map(maps[1:], np.ones(1), np.array([low]), np.array([high - low]), (3, 3))
+    np.testing.assert_array_equal(view, alone)
