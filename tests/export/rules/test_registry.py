@@ -1,4 +1,6 @@
 import importlib
+import re
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -85,3 +87,9 @@ def test_unknown_version_is_refused() -> None:
     )
     with pytest.raises(UnsupportedOpError, match=message):
         rule_for(node_of("Clip"), 12)
+
+
+def test_readme_lists_the_operators() -> None:
+    text = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+    sentence = text.split("it may have the operators ")[1].split("; any other")[0].split(";\nany other")[0]
+    assert re.findall(r"\w+", sentence.replace(" and ", " ")) == sorted(RULES)
