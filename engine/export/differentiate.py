@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from engine.errors import ModelError
-from engine.export.graph import GraphBuilder
-from engine.export.rules import rule_for
+from engine.errors import ModelError, UnsupportedOpError
+from engine.export.graph import GraphBuilder, describe, static_shape
+from engine.export.rules import Entry, entry_for
 from engine.export.split import Block
 
 
@@ -26,7 +26,7 @@ def append_gradients(
         For each wanted value its gradient, of its shape but for the batch, which is the seed's.
 
     Raises:
-        UnsupportedOpError: A node between a wanted value and an output has no rule.
+        UnsupportedOpError: A node between a wanted value and an output has no rule, or its rule does not cover it.
         ModelError: An output does not depend on a wanted value.
     """
     forward = list(g.graph)
@@ -35,21 +35,16 @@ def append_gradients(
         if any(value in carrying for value in node.inputs):
             carrying.update(node.outputs)
 
-    used = {value for node in forward for value in node.inputs} | set(seeds)
     gradients = dict(seeds)
     for node in reversed(forward):
-        dys = [gradients[output] for output in node.outputs if output in gradients]
-        if not dys:
-            continue
         indices = [index for index, value in enumerate(node.inputs) if value in carrying]
-        if not indices:
+        if not indices or not any(output in gradients for output in node.outputs):
             continue
-        if len(dys) != len(used.intersection(node.outputs)):
-            raise ModelError(f"node {node.name!r}: only some of its outputs lead to the logits")
-        rule = rule_for(node, opset)
+        entry = entry_for(node, opset)
+        dys = _gradients_at(g, node, gradients, entry)
         for index in indices:
             value = node.inputs[index]
-            contribution = rule(g, node, dys, index)
+            contribution = entry.rule(g, node, dys, index)
             if value is not None:
                 known = gradients.get(value)
                 gradients[value] = contribution if known is None else g.op("Add", known, contribution)
@@ -58,6 +53,31 @@ def append_gradients(
     if missing:
         raise ModelError(f"the output does not depend on {missing}; expected feature layers that lead to the logits")
     return {value: gradients[value] for value in wanted}
+
+
+def _gradients_at(
+    g: GraphBuilder, node: ir.Node, gradients: Mapping[ir.Value, ir.Value], entry: Entry
+) -> list[ir.Value]:
+    """Return the gradients at the node's outputs: at the first, or at all, with zeros where nothing flows back."""
+    known = [gradients.get(output) for output in node.outputs]
+    if not entry.every_output:
+        first, *others = known
+        if first is None or any(dy is not None for dy in others):
+            position = next(place for place in range(len(known) - 1, -1, -1) if known[place] is not None)
+            raise UnsupportedOpError(
+                f"{describe(node)}: its output {position} ({node.outputs[position].name!r}) leads to the logits; the "
+                "gradient rule covers output 0 only: choose feature layers (--layer) that come after this node"
+            )
+        return [first]
+    batch = g.op("Shape", next(dy for dy in known if dy is not None), start=0, end=1)
+    batch.dtype = ir.DataType.INT64
+    dys = []
+    for output, dy in zip(node.outputs, known, strict=True):
+        if dy is None:
+            sizes = g.op("Concat", batch, g.ints(static_shape(output)), axis=0)
+            dy = g.op("Expand", g.floats(0.0, output), sizes)
+        dys.append(dy)
+    return dys
 
 
 def sum_over_space(g: GraphBuilder, gradient: ir.Value) -> ir.Value:

@@ -130,16 +130,14 @@ def test_branch_from_constants_gets_no_gradient(random: np.random.Generator) -> 
 
 
 def test_branch_with_an_op_without_a_rule_does_no_harm_beside_the_path(random: np.random.Generator) -> None:
-    nodes = [node("Sqrt", "x", "aside"), node("Relu", "x", "y")]
+    nodes = [node("Sin", "x", "aside"), node("Relu", "x", "y")]
     model = network(nodes, outputs="y")
     check_companion(model, autograd(torch.relu), random, values=lambda shape: random.uniform(0.1, 1, shape))
 
 
 def test_op_without_a_rule_is_refused() -> None:
-    with pytest.raises(
-        UnsupportedOpError, match=r"^Sqrt node 'node_y': operator Sqrt has no gradient rule; known are "
-    ):
-        companion(block_of(network([node("Relu", "x", "r"), node("Sqrt", "r", "y")])))
+    with pytest.raises(UnsupportedOpError, match=r"^Sin node 'node_y': operator Sin has no gradient rule; known are "):
+        companion(block_of(network([node("Relu", "x", "r"), node("Sin", "r", "y")])))
 
 
 def test_whole_network_equals_onnx_ad(random: np.random.Generator) -> None:
@@ -223,24 +221,16 @@ def test_output_that_does_not_depend_is_named() -> None:
         append_gradients(g, {values["y"]: seed_for(g, values["y"])}, [values["x"], values["aside"]], 17)
 
 
-def test_second_output_that_nobody_uses(random: np.random.Generator) -> None:
-    nodes = [node("MaxPool", "x", "y places", kernel_shape=[2, 2], strides=[2, 2])]
-    model = network(nodes, outputs="y")
-    gradient = companion(block_of(model))
+@pytest.mark.parametrize("beside", [[], [node("Cast", "places", "aside", to=onnx.TensorProto.FLOAT)]])
+def test_second_output_that_does_not_lead_to_the_logits(
+    beside: list[onnx.NodeProto], random: np.random.Generator
+) -> None:
+    pool = node("MaxPool", "x", "y places", kernel_shape=[2, 2], strides=[2, 2])
+    gradient = companion(block_of(network([pool, *beside], outputs="y")))
     x = random.standard_normal((3, 3, 8, 8)).astype(np.float32)
     dy = random.standard_normal((3, 3, 4, 4)).astype(np.float32)
     _, expected = autograd(lambda x: functional.max_pool2d(x, 2))(x, dy)
     assert error(runtime(gradient)(x, dy)[0], expected) <= 1e-6
-
-
-def test_second_output_that_is_used_without_leading_to_the_logits() -> None:
-    nodes = [
-        node("MaxPool", "x", "y places", kernel_shape=[2, 2], strides=[2, 2]),
-        node("Cast", "places", "aside", to=onnx.TensorProto.FLOAT),
-    ]
-    message = r"^node 'node_y': only some of its outputs lead to the logits$"
-    with pytest.raises(ModelError, match=message):
-        companion(block_of(network(nodes, outputs="y")))
 
 
 def test_sum_over_space(random: np.random.Generator) -> None:

@@ -5,8 +5,9 @@ respect to input `index` of `node`, and returns that gradient.
 
 * `g`: the `GraphBuilder` to append with. The node's own inputs and outputs may be used: the forward pass is in the
 graph.
-* `dys`: the gradients at the node's outputs, in order.
-* `index`: an input that an activation flows through. Constants are never asked for.
+* `dys`: the gradient at the node's first output; at every output, in order, for operators that are registered with
+  `every_output`.
+* `index`: an input that the gradient flows through. Constants are never asked for.
 * Axis 0 of every activation is the batch, and it is symbolic. A gradient's batch equals the activation's, or the
   activation's is 1 and the gradient's is the number of classes: a rule broadcasts along axis 0 and never sums over it.
 """
@@ -40,10 +41,12 @@ class Entry:
     Attributes:
         rule: The function.
         versions: The operator's schema versions, the opsets in which its specification changed.
+        every_output: Whether gradients may come from every output; otherwise only from the first.
     """
 
     rule: Rule
     versions: tuple[int, ...]
+    every_output: bool = False
 
 
 RULES: Mapping[str, Entry] = {
@@ -65,8 +68,8 @@ RULES: Mapping[str, Entry] = {
 }
 
 
-def rule_for(node: ir.Node, opset: int) -> Rule:
-    """Return the gradient rule of a node.
+def entry_for(node: ir.Node, opset: int) -> Entry:
+    """Return the gradient rule of a node, and what it covers.
 
     Raises:
         UnsupportedOpError: The operator, or its version in this opset, has no rule.
@@ -76,7 +79,8 @@ def rule_for(node: ir.Node, opset: int) -> Rule:
         op_type = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         raise UnsupportedOpError(
             f"{describe(node)}: operator {op_type} has no gradient rule; known are {', '.join(sorted(RULES))}. Add one "
-            "in engine/export/rules, or choose feature layers (--layer) that come after this node"
+            "(docs/add-an-op.md in the engine's repository tells how), or choose feature layers (--layer) that come "
+            "after this node"
         )
     version = onnx.defs.get_schema(node.op_type, opset).since_version
     if version not in entry.versions:
@@ -84,4 +88,4 @@ def rule_for(node: ir.Node, opset: int) -> Rule:
             f"{describe(node)}: is version {version} of {node.op_type}, by the model's opset {opset}; the gradient "
             f"rule covers versions {', '.join(map(str, entry.versions))}: convert the model with onnx.version_converter"
         )
-    return entry.rule
+    return entry

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from engine.errors import UnsupportedOpError
-from engine.export.rules import RULES, rule_for
+from engine.export.rules import RULES, entry_for
 from engine.export.source import OLDEST_OPSET
 
 FAMILIES = (
@@ -59,25 +59,26 @@ def test_versions_are_those_of_the_supported_opsets(op: str) -> None:
 @pytest.mark.parametrize("opset", [17, 18, 22, onnx.defs.onnx_opset_version()])
 @pytest.mark.parametrize("op", RULES)
 def test_rule_is_found_in_every_opset(op: str, opset: int) -> None:
-    assert rule_for(node_of(op), opset) is RULES[op].rule
-    assert rule_for(node_of(op, "ai.onnx"), opset) is RULES[op].rule
+    assert entry_for(node_of(op), opset) is RULES[op]
+    assert entry_for(node_of(op, "ai.onnx"), opset) is RULES[op]
 
 
 def test_unknown_op_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UnsupportedOpError) as caught:
-        rule_for(node_of("Einsum"), 17)
+        entry_for(node_of("Einsum"), 17)
     message = str(caught.value)
     assert message.startswith("Einsum node 'stem/act': operator Einsum has no gradient rule; known are Add, ")
     assert ", ".join(sorted(RULES)) in message
     assert message.endswith(
-        ". Add one in engine/export/rules, or choose feature layers (--layer) that come after this node"
+        ". Add one (docs/add-an-op.md in the engine's repository tells how), or choose feature layers (--layer) that "
+        "come after this node"
     )
 
 
 def test_op_of_another_domain_is_refused() -> None:
     message = r"^Relu node 'stem/act': operator com\.acme::Relu has no gradient rule; known are Add, "
     with pytest.raises(UnsupportedOpError, match=message):
-        rule_for(node_of("Relu", "com.acme"), 17)
+        entry_for(node_of("Relu", "com.acme"), 17)
 
 
 def test_unknown_version_is_refused() -> None:
@@ -86,10 +87,10 @@ def test_unknown_version_is_refused() -> None:
         r"convert the model with onnx\.version_converter$"
     )
     with pytest.raises(UnsupportedOpError, match=message):
-        rule_for(node_of("Clip"), 12)
+        entry_for(node_of("Clip"), 12)
 
 
-def test_readme_lists_the_operators() -> None:
-    text = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
-    sentence = text.split("it may have the operators ")[1].split("; any other")[0].split(";\nany other")[0]
-    assert re.findall(r"\w+", sentence.replace(" and ", " ")) == sorted(RULES)
+def test_documentation_lists_the_operators_and_their_versions() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "operators.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| ([\d, ]+) \| \S.* \|$", page, flags=re.MULTILINE)
+    assert rows == [(op, ", ".join(map(str, entry.versions))) for op, entry in RULES.items()]
