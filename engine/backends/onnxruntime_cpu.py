@@ -42,18 +42,21 @@ class OnnxRuntimeCpu:
 
     Args:
         threads: Threads that work on one graph; None for one per physical core.
+        optimize: Whether ONNX Runtime may rewrite graphs; without, it computes node by node what the graph says, which
+            makes two forms of a quantized graph comparable.
 
     Raises:
         OptionError: The number of threads is not positive.
     """
 
-    def __init__(self, *, threads: int | None = None) -> None:
+    def __init__(self, *, threads: int | None = None, optimize: bool = True) -> None:
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS):
             raise OptionError(
                 f"threads is {threads!r}; expected a whole number from 1 to {_MOST_THREADS}, or None for one per "
                 "physical core"
             )
         self._threads = threads or 0
+        self._optimize = optimize
 
     def open(self, graph: Path | bytes) -> "OnnxRuntimeSession":
         """Load a graph from a file or from the bytes of a model.
@@ -64,6 +67,8 @@ class OnnxRuntimeCpu:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.use_deterministic_compute = True
+        if not self._optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4  # what fails is raised, and need not be printed as well
         name = str(graph) if isinstance(graph, Path) else "the source model"
         try:

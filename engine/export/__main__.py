@@ -16,9 +16,28 @@ from engine.export import ExportReport, export
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
+def parse_size(text: str) -> tuple[int, ...]:
+    """Read `224x320` or `1x28x28`.
+
+    Raises:
+        BadParameter: The text is no size.
+    """
+    sizes = text.split("x")
+    if len(sizes) not in (2, 3) or not all(size.isascii() and size.isdecimal() and int(size) > 0 for size in sizes):
+        raise typer.BadParameter(
+            f"{text!r} is no size; expected HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, such as 224x224"
+        )
+    return tuple(map(int, sizes))
+
+
 @app.command(name="export")
 def main(
-    model: Annotated[Path, typer.Argument(help="ONNX classifier with a dynamic batch.", metavar="MODEL.onnx")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="ONNX classifier; or package.module:function, which returns a torch module.", metavar="MODEL"
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.", metavar="NAME.ada")],
     preprocess: Annotated[
         Path | None,
@@ -39,12 +58,29 @@ def main(
         str | None,
         typer.Option("--output-name", help="The class scores, when the model has several outputs."),
     ] = None,
+    size: Annotated[
+        tuple[int, ...] | None,
+        typer.Option(
+            help="Image size, when the model leaves it open: HEIGHTxWIDTH, or CHANNELSxHEIGHTxWIDTH.",
+            metavar="SIZE",
+            parser=parse_size,
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="State dict to load into the torch module.", metavar="FILE.pt")
+    ] = None,
+    photo: Annotated[
+        Path | None, typer.Option(help="A photo at which the gradients are verified too.", metavar="PHOTO")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
 ) -> None:
     """Compile a CNN classifier into a bundle from which engine.load explains its answers.
 
     Example: python -m engine.export resnet50.onnx -o resnet50.ada --preprocess preprocess.json --labels labels.txt
     --activation softmax
+
+    A torch module: python -m engine.export torchvision.models:resnet50 --weights resnet50.pt --size 224x224
+    -o resnet50.ada --activation softmax
     """
     began = time.perf_counter()
     with STATUS.status("export") as status:
@@ -56,6 +92,9 @@ def main(
             activation=activation,
             layers=layer or (),
             output_name=output_name,
+            size=size,
+            weights=weights,
+            photo=photo,
             force=force,
             step=lambda name: status.update(f"{name} …"),
         )
@@ -87,10 +126,12 @@ def print_report(report: ExportReport, console: Console, seconds: float) -> None
     sizes.add_row("total", f"{sum(files.values()) / 1024:,.0f}")
     console.print(sizes)
 
+    float64 = "none" if checks.float64_error is None else f"{checks.float64_error:.1e} of the largest logit"
     worst = max(checks.average_gradient_errors.values())
     for line in (
         f"forward against the source: {checks.forward_error:.1e} of the largest logit",
         f"chain of blocks against the source: {checks.blocks_error:.1e} of the largest logit",
+        f"chain in float64, in which gradients are verified: {float64}",
         f"average gradients, tapped against the companions: {worst:.1e}",
         f"exported and verified in {seconds:.1f} s",
     ):

@@ -1,13 +1,17 @@
 """The whole export: source → cut → split → differentiate → link → verify → bundle."""
 
+import contextlib
 import importlib.metadata
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
@@ -19,7 +23,9 @@ from engine.export.link import forward, tapped
 from engine.export.pack import new_bundle, write_graphs, write_manifest
 from engine.export.source import Source, load_source
 from engine.export.split import Block, split
+from engine.export.torch_module import write_onnx
 from engine.export.verify import Verification, verify
+from engine.image import prepare
 from engine.preprocess import Preprocess
 
 
@@ -31,7 +37,8 @@ class ExportReport:
         bundle: The bundle, loaded again from disk.
         ops: For each block and the head, how many nodes of each operator it has.
         verification: The figures of the checks.
-        notes: What the user should know, such as a companion that could not be made.
+        notes: What the user should know: how the model was brought into the bundle's form, or that a companion could
+            not be made.
     """
 
     bundle: Bundle
@@ -41,27 +48,35 @@ class ExportReport:
 
 
 def export(
-    model: Path,
+    model: Path | str,
     output: Path,
     *,
+    size: tuple[int, ...] | None = None,
+    weights: Path | None = None,
     preprocess: Path | None = None,
     labels: Path | None = None,
     activation: str | None = None,
     layers: Sequence[str] = (),
     output_name: str | None = None,
+    photo: Path | None = None,
     force: bool = False,
     step: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
-    """Compile an ONNX classifier into an explanation bundle.
+    """Compile a CNN classifier into an explanation bundle.
 
     Args:
-        model: The ONNX file: one image input [N, C, H, W] float32 with symbolic batch, class scores [N, classes].
+        model: An ONNX file with one image input and class scores [N, classes]; or `package.module:function`, a function
+            without arguments that returns a torch module, which needs `size`.
+        size: Height and width of the images, when the ONNX file leaves them open; channels, height and width, or height
+            and width of images with 3 channels, of a torch module.
+        weights: State dict to load into the torch module, as `torch.save` writes it.
         output: The bundle's folder, `NAME.ada`.
         preprocess: JSON file with the settings of `Preprocess`; without one only prepared arrays can be explained.
         labels: Text file with one class name a line.
         activation: `softmax`, `sigmoid` or `none`; needed when the model does not end in its activation.
         layers: Tensor names of the feature layers, instead of the ones that the exporter finds.
         output_name: The model's output with the class scores; needed when there are several.
+        photo: A photo at which the gradients are verified too; needs `preprocess`.
         force: Replace a bundle that exists.
         step: Called with the name of each step before it starts.
 
@@ -73,10 +88,17 @@ def export(
         OptionError: An option or a file it names makes no sense for this model.
         BundleError: The bundle cannot be written.
     """
-    with new_bundle(output, force=force) as folder:
+    with new_bundle(output, force=force) as folder, _as_onnx(model, weights, size, step) as file:
         step("import")
-        source = load_source(model, output=output_name, activation=activation)
+        source = load_source(
+            file,
+            name=str(model),
+            output=output_name,
+            activation=activation,
+            size=size,
+        )
         settings = _read_preprocess(preprocess, source)
+        image = _read_photo(photo, settings, source)
         names = _read_labels(labels, source)
         step("cut, split, differentiate, link")
         points = feature_layers(source.model.graph, layers)
@@ -86,7 +108,7 @@ def export(
         graphs |= {f"{name}.grad": model.clone() for name, model in companions.items()}
         graphs |= {"forward": forward(source), "tapped": tapped(source, points)}
         write_graphs(folder, graphs)
-        verification = verify(source, points, blocks, companions, folder, step)
+        verification = verify(source, points, blocks, companions, folder, step, image)
         step("bundle")
         ops = {block.name: dict(Counter(node.op_type for node in block.model.graph).most_common()) for block in blocks}
         channels, height, width = source.image_shape
@@ -128,7 +150,33 @@ def export(
                 "verification": verification.rounded(),
             },
         )
-    return ExportReport(bundle=load_bundle(output), ops=ops, verification=verification, notes=notes)
+    return ExportReport(bundle=load_bundle(output), ops=ops, verification=verification, notes=source.notes + notes)
+
+
+@contextlib.contextmanager
+def _as_onnx(
+    model: Path | str, weights: Path | None, size: tuple[int, ...] | None, step: Callable[[str], None]
+) -> Iterator[Path]:
+    """Give the model as an ONNX file, which a torch module becomes in a temporary folder."""
+    if isinstance(model, Path) or ":" not in model or Path(model).exists():
+        if weights is not None:
+            raise OptionError(f"{weights}: weights can be loaded into a torch module only; {model} is an ONNX file")
+        yield Path(model)
+        return
+    if size is None:
+        raise OptionError(f"{model}: has no known image size; choose it with --size HEIGHTxWIDTH")
+    channels, height, width = size if len(size) == 3 else (3, *size)
+    step("export by torch")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        write_onnx(model, file, weights=weights, image_shape=(channels, height, width))
+        yield file
+
+
+def _read_photo(photo: Path | None, settings: Preprocess | None, source: Source) -> NDArray[np.float32] | None:
+    if photo is None:
+        return None
+    return prepare(photo, settings, source.image_shape).array
 
 
 def _companions(blocks: Sequence[Block]) -> tuple[dict[str, ir.Model], tuple[str, ...]]:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from engine.errors import ModelError
+from engine.export.graph import from_image, ints_attribute
 
 _POOLING = frozenset({"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_CHANNELS_FIRST = frozenset({"BatchNormalization", "Conv", "ConvTranspose"}) | _POOLING
 _STAGE_RATIO = 1.5
 
 
@@ -48,11 +50,8 @@ def cut_points(graph: ir.Graph) -> list[CutPoint]:
         graph: The imported graph, in topological order, with one input and one output.
     """
     nodes = list(graph)
-    last_use: dict[ir.Value, int] = {}
-    for position, node in enumerate(nodes):
-        for value in node.inputs:
-            if value is not None and value.const_value is None:
-                last_use[value] = position
+    moving = from_image(graph)
+    last_use = {value: position for position, node in enumerate(nodes) for value in node.inputs if value in moving}
     last_use[graph.outputs[0]] = len(nodes)
     last_weighted = max((i for i, node in enumerate(nodes) if node.op_type in _WEIGHTED), default=-1)
 
@@ -69,7 +68,7 @@ def cut_points(graph: ir.Graph) -> list[CutPoint]:
         producer = value.producer()
         if producer is node and node.op_type not in _POOLING:
             point = _as_point(value)
-            if point is not None:
+            if point is not None and _is_channels_first(value):
                 points.append(point)
     return points
 
@@ -112,6 +111,21 @@ def _named(points: Sequence[CutPoint], names: Sequence[str]) -> list[CutPoint]:
             + ", ".join(map(str, points))
         )
     return [point for point in points if point.name in set(names)]
+
+
+def _is_channels_first(value: ir.Value) -> bool:
+    """Return whether axis 1 still holds what was channels at the last Conv or image: no Transpose moved it."""
+    order = list(range(4))
+    producer = value.producer()
+    while producer is not None and producer.op_type not in _CHANNELS_FIRST:
+        if producer.op_type == "Transpose":
+            perm = ints_attribute(producer, "perm", (3, 2, 1, 0))
+            order = [perm[axis] for axis in order]
+        before = next((x for x in producer.inputs if x is not None and x.const_value is None), None)
+        if before is None or before.shape is None or before.shape.rank() != 4:
+            break
+        producer = before.producer()
+    return order == sorted(order)
 
 
 def _as_point(value: ir.Value) -> CutPoint | None:

@@ -89,6 +89,15 @@ def string_attribute(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
+def from_image(graph: ir.Graph) -> set[ir.Value]:
+    """Return the tensors that are computed from the image, and the image; the graph is in topological order."""
+    moving = set(graph.inputs)
+    for node in graph:
+        if any(value in moving for value in node.inputs):
+            moving.update(node.outputs)
+    return moving
+
+
 class GraphBuilder:
     """Appends nodes and constants to a graph, with names that are unique and the same on every run.
 
@@ -140,15 +149,16 @@ class GraphBuilder:
 
     def ints(self, values: ArrayLike) -> ir.Value:
         """Return an int64 constant."""
-        return self._constant(np.asarray(values, np.int64))
+        return self.constant(np.asarray(values, np.int64))
 
     def floats(self, values: ArrayLike, like: ir.Value) -> ir.Value:
         """Return a floating-point constant of the element type of `like`."""
         if like.dtype is None:
             raise ModelError(f"tensor {like.name!r} has no known element type")
-        return self._constant(np.asarray(values, like.dtype.numpy()))
+        return self.constant(np.asarray(values, like.dtype.numpy()))
 
-    def _constant(self, array: NDArray[np.generic]) -> ir.Value:
+    def constant(self, array: NDArray[np.generic]) -> ir.Value:
+        """Return a constant of the array's element type; equal ones are made once."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             name = self._unique("constant")

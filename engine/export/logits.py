@@ -1,10 +1,12 @@
 """Finding the logits: the tensor before the model's last activation."""
 
+import math
+
 import onnx_ir as ir
 
 from engine.bundle import ACTIVATIONS
 from engine.errors import ModelError, OptionError
-from engine.export.graph import GraphBuilder, describe, input_at, int_attribute
+from engine.export.graph import GraphBuilder, describe, input_at, int_attribute, static_shape
 
 _BY_OP = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -43,19 +45,19 @@ def cut_off_activation(graph: ir.Graph, output: str, activation: str | None) -> 
             "nothing"
         )
     logits = input_at(node, 0)
-    if node.op_type in ("Softmax", "LogSoftmax"):
-        rank = 0 if logits.shape is None else logits.shape.rank()
+    if node.op_type in ("Softmax", "LogSoftmax") and logits.shape is not None:
+        sizes = tuple(logits.shape)
         axis = int_attribute(node, "axis", -1)
-        if rank and axis % rank != 1:
+        if math.prod(size for size in sizes[1:] if isinstance(size, int)) != sizes[axis]:
             raise ModelError(
-                f"{describe(node)}: normalises axis {axis} of {logits.shape}; expected axis 1, the classes"
+                f"{describe(node)}: normalises axis {axis} of {logits.shape}; expected that of the classes"
             )
     graph.outputs[:] = [logits]
     return own
 
 
 def flatten_logits(graph: ir.Graph) -> None:
-    """Make logits of shape [N, classes, 1, 1] into [N, classes].
+    """Make logits of shape [N, classes, 1, 1], or [N, 1, 1, classes], into [N, classes].
 
     Raises:
         ModelError: The output has another shape.
@@ -64,6 +66,19 @@ def flatten_logits(graph: ir.Graph) -> None:
     sizes = () if logits.shape is None else tuple(logits.shape)
     if len(sizes) == 2:
         return
-    if len(sizes) < 2 or any(size != 1 for size in sizes[2:]):
+    if len(sizes) < 2 or sum(size != 1 for size in sizes[1:]) > 1:
         raise ModelError(f"output {logits.name!r} has shape {logits.shape}; expected class scores [N, classes]")
-    graph.outputs[:] = [GraphBuilder(graph, "logits").op("Flatten", logits, axis=1)]
+    flat = GraphBuilder(graph, "logits").op("Flatten", logits, axis=1)
+    flat.shape = ir.Shape([sizes[0], math.prod(static_shape(logits))])
+    graph.outputs[:] = [flat]
+
+
+def expand_one_logit(graph: ir.Graph) -> None:
+    """Make the one logit z of a sigmoid classifier into two, [-z, z]: its sigmoids are the scores of "no" and "yes"."""
+    logit = graph.outputs[0]
+    g = GraphBuilder(graph, "logits")
+    negative = g.op("Neg", logit)
+    both = g.op("Concat", negative, logit, axis=1)
+    batch = (logit.shape or ())[:1]
+    negative.shape, both.shape = ir.Shape([*batch, 1]), ir.Shape([*batch, 2])
+    graph.outputs[:] = [both]

@@ -1,6 +1,6 @@
 """Reading the source model and bringing it into the one form that the exporter works on.
 
-After `load_source` the graph has one image input [N, C, H, W] with a symbolic batch, one output, the logits [N,
+After `load_source` the graph has one float32 image input [N, C, H, W] with a symbolic batch, one output, the logits [N,
 classes], only constants and nodes that the logits need, and no names, times or paths from the machine that wrote the
 file.
 """
@@ -13,15 +13,20 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from engine.errors import ModelError
+from engine.errors import ModelError, OptionError
 from engine.export.fold import fold_batch_normalization
 from engine.export.graph import static_shape
-from engine.export.logits import cut_off_activation, flatten_logits
-from engine.export.simplify import BATCH, free_names, keep_only_outputs, settle_shapes, simplify, strip
+from engine.export.layout import take_channels_first
+from engine.export.logits import cut_off_activation, expand_one_logit, flatten_logits
+from engine.export.opset import modernise, opset_of
+from engine.export.original import Original
+from engine.export.shapes import BATCH, free_batch, settle_shapes
+from engine.export.simplify import free_names, keep_only_outputs, simplify, strip
+from engine.export.widen import widen
 
 IR_VERSION = 10
-OLDEST_OPSET = 17
-_INVALID = (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, OSError)
+_INVALID = (DecodeError, onnx.checker.ValidationError, ValueError, OSError)
+_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,22 +34,24 @@ class Source:
     """The source model as it was read, and as the exporter works on it.
 
     Attributes:
-        path: The ONNX file.
+        name: What messages call the model: its file.
         sha256: Hash of the file and, in the order of their names, of the files of its external weights; in hexadecimal.
         output: Name of the output that was compiled, as the file names it.
-        original: The file's model as it is, but with the logits as its one output: what the export is compared with.
+        original: The file's model as it is: what the export is compared with.
         model: The imported model: image in, logits out.
         activation: `softmax`, `sigmoid` or `none`: what turns logits into class scores.
         classes: Number of logits.
+        notes: How the model differed from the form that it was brought into.
     """
 
-    path: Path
+    name: str
     sha256: str
     output: str
-    original: onnx.ModelProto
+    original: Original
     model: ir.Model
     activation: str
     classes: int
+    notes: tuple[str, ...]
 
     @property
     def opset(self) -> int:
@@ -68,122 +75,167 @@ class Source:
         return channels, height, width
 
 
-def load_source(path: Path, *, output: str | None = None, activation: str | None = None) -> Source:
+def load_source(
+    path: Path,
+    *,
+    name: str | None = None,
+    output: str | None = None,
+    activation: str | None = None,
+    size: tuple[int, ...] | None = None,
+) -> Source:
     """Read an ONNX classifier.
 
     Args:
         path: The ONNX file.
+        name: What messages call the model; by default the file.
         output: Name of the output that holds the class scores; needed when the model has several.
         activation: `softmax`, `sigmoid` or `none`; needed when the model does not end in its activation.
+        size: Height and width of the images, or channels, height and width; needed when the file leaves them open.
 
     Raises:
         ModelError: The file is not an ONNX classifier of the form that is expected; the message says what was found.
+        OptionError: The activation or the size contradicts the file.
     """
+    name = name or str(path)
+    try:
+        return _load(path, name, output, activation, size)
+    except ModelError as err:
+        raise type(err)(f"{name}: {err}") from err
+
+
+def _load(path: Path, name: str, output: str | None, activation: str | None, size: tuple[int, ...] | None) -> Source:
     proto, sha256 = _read(path)
-    original = onnx.ModelProto()
-    original.CopyFrom(proto)
+    opset = opset_of(proto)
+    proto = modernise(proto)
     strip(proto)
     model = ir.from_proto(proto)
-    chosen = _choose_output(path, model.graph, output)
-    simplify(model)
+    model.ir_version = IR_VERSION
     graph = model.graph
-    _check_input(path, graph)
+    chosen = _choose_output(graph, output)
+    simplify(model)
+    quantized = any(node.op_type == "QuantizeLinear" for node in graph)
+    half_input = len(graph.inputs) == 1 and graph.inputs[0].dtype == ir.DataType.FLOAT16
+    half = widen(graph)
+    batch, channels_last = _settle_input(graph, size)
     keep_only_outputs(model)
-    _settle_shapes(path, model)
+    free_batch(model, batch or 1)
+    graph.inputs[0].shape = ir.Shape([BATCH, *static_shape(graph.inputs[0])])
+    settle_shapes(model)
     own_or_asked = cut_off_activation(graph, chosen, activation)
     logits = str(graph.outputs[0].name)
     flatten_logits(graph)
+    one_logit = own_or_asked == "sigmoid" and static_shape(graph.outputs[0]) == (1,)
+    if one_logit:
+        expand_one_logit(graph)
     fold_batch_normalization(graph)
     keep_only_outputs(model)
-    _settle_shapes(path, model)
     free_names(graph)
 
-    del original.graph.output[:]
-    original.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
-    model.ir_version, model.producer_name, model.producer_version = IR_VERSION, "ada-sise-engine", None
+    model.producer_name, model.producer_version = "ada-sise-engine", None
     model.model_version, model.domain, graph.name = None, None, "network"
     (classes,) = static_shape(graph.outputs[0])
-    return Source(
+    original = Original(
         path=path,
+        logits=logits,
+        batch=batch,
+        channels_last=channels_last,
+        half=half,
+        half_input=half_input,
+        one_logit=one_logit,
+        quantized=quantized,
+    )
+    return Source(
+        name=name,
         sha256=sha256,
         output=chosen,
         original=original,
         model=model,
         activation=own_or_asked,
         classes=classes,
+        notes=_notes(original, opset, model.opset_imports[""]),
     )
-
-
-def _settle_shapes(path: Path, model: ir.Model) -> None:
-    try:
-        settle_shapes(model)
-    except ModelError as err:
-        raise type(err)(f"{path}: {err}") from err
 
 
 def _read(path: Path) -> tuple[onnx.ModelProto, str]:
     """Read a model with its external weights; return it and the hash of all its bytes."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
     except OSError as err:
-        raise ModelError(f"{path}: cannot be read: {err.strerror}; expected an ONNX file") from err
-    digest = hashlib.sha256(data)
+        raise ModelError(f"cannot be read: {err.strerror}; expected an ONNX file") from err
     try:
-        proto = onnx.load_model_from_string(data)
+        proto = onnx.load_model(path, load_external_data=False)
         external = {_location(tensor) for tensor in proto.graph.initializer} - {None}
         onnx.load_external_data_for_model(proto, str(path.parent))
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(str(path))
         for location in sorted(map(str, external)):
             digest.update((path.parent / location).read_bytes())
     except _INVALID as err:
-        raise ModelError(f"{path}: is not a valid ONNX model: {str(err).strip().splitlines()[0]}") from err
+        raise ModelError(f"is not a valid ONNX model: {str(err).strip().splitlines()[0]}") from err
     for entry in proto.opset_import:
         if entry.domain == "ai.onnx":
             entry.domain = ""
     for node in proto.graph.node:
         if node.domain == "ai.onnx":
             node.domain = ""
-    opset = next((entry.version for entry in proto.opset_import if entry.domain == ""), 0)
-    if opset < OLDEST_OPSET:
-        raise ModelError(
-            f"{path}: has opset {opset}; expected {OLDEST_OPSET} or newer: convert it with onnx.version_converter, or "
-            "export the model again"
-        )
     return proto, digest.hexdigest()
+
+
+def _notes(original: Original, opset: int, working: int) -> tuple[str, ...]:
+    said = {
+        f"the file's opset {opset} was converted to {working}": opset != working,
+        f"the file's batch is fixed at {original.batch}; the bundle takes any": original.batch is not None,
+        "the file takes its images channels last; the bundle takes them channels first": original.channels_last,
+        "the file computes in float16; the bundle computes in float32": original.half,
+        "the one logit z became two classes: 0 with -z, and 1 with z": original.one_logit,
+        "the file is quantized: it is scored in integers; gradients pass the rounding straight through": (
+            original.quantized
+        ),
+    }
+    return tuple(note for note, holds in said.items() if holds)
 
 
 def _location(tensor: onnx.TensorProto) -> str | None:
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
 
 
-def _check_input(path: Path, graph: ir.Graph) -> None:
+def _settle_input(graph: ir.Graph, size: tuple[int, ...] | None) -> tuple[int | None, bool]:
+    """Make the image input [N, C, H, W]; return the batch that it was fixed at, and whether its channels were last."""
     found = ", ".join(f"{value.name!r} {value.shape}" for value in graph.inputs)
     if len(graph.inputs) != 1:
-        raise ModelError(f"{path}: has {len(graph.inputs)} inputs ({found}); expected one, the image [N, C, H, W]")
+        raise ModelError(f"has {len(graph.inputs)} inputs ({found}); expected one, the image [N, C, H, W]")
     image = graph.inputs[0]
     if image.dtype != ir.DataType.FLOAT:
-        raise ModelError(f"{path}: input {image.name!r} holds {image.dtype}; expected float32 images")
+        raise ModelError(f"input {image.name!r} holds {image.dtype}; expected float32 or float16 images")
     if image.shape is None or image.shape.rank() != 4:
-        raise ModelError(f"{path}: input {found}; expected one image input of four axes [N, C, H, W]")
-    batch, channels, height, width = image.shape
-    if isinstance(batch, int):
-        raise ModelError(
-            f"{path}: input {found} has its batch fixed at {batch}; expected a symbolic first axis: export the model "
-            "with a dynamic batch (torch.onnx.export: dynamic_shapes, or dynamic_axes={0: 'batch'})"
-        )
-    if not (isinstance(height, int) and isinstance(width, int)):
-        raise ModelError(f"{path}: input {found} has no fixed image size; expected a known H and W")
-    if channels not in (1, 3):
-        raise ModelError(f"{path}: input {found} has {channels} channels; expected 1 or 3, as [N, C, H, W]")
-    image.shape = ir.Shape([BATCH, channels, height, width])
+        raise ModelError(f"input {found}; expected one image input of four axes, [N, C, H, W] or [N, H, W, C]")
+    batch, *sizes = image.shape
+    channels_last = sizes[0] not in _CHANNELS and sizes[2] in _CHANNELS
+    if channels_last:
+        sizes = [sizes[2], *sizes[:2]]
+    channels, *spatial = sizes
+    if channels not in _CHANNELS:
+        raise ModelError(f"input {found} has {channels} channels; expected 1 or 3, as [N, C, H, W] or [N, H, W, C]")
+    if size is not None:
+        known = sizes[-len(size) :]
+        if any(isinstance(own, int) and own != asked for own, asked in zip(known, size, strict=True)):
+            asked = "×".join(map(str, size))
+            raise OptionError(f"size {asked} contradicts the input {found}; expected its own, or no size")
+        spatial = list(size[-2:])
+    if not all(isinstance(own, int) for own in spatial):
+        raise ModelError(f"input {found} has no fixed image size; choose it with --size HEIGHTxWIDTH")
+    image.shape = ir.Shape([batch, *spatial, channels] if channels_last else [batch, channels, *spatial])
+    if channels_last:
+        take_channels_first(graph)
+    return batch if isinstance(batch, int) else None, channels_last
 
 
-def _choose_output(path: Path, graph: ir.Graph, output: str | None) -> str:
+def _choose_output(graph: ir.Graph, output: str | None) -> str:
     names = [value.name or "" for value in graph.outputs]
     if output is None and len(names) != 1:
-        raise ModelError(f"{path}: has the outputs {', '.join(names)}; choose the class scores with --output-name NAME")
+        raise ModelError(f"has the outputs {', '.join(names)}; choose the class scores with --output-name NAME")
     if output is not None and output not in names:
-        raise ModelError(f"{path}: has no output {output!r}; its outputs are {', '.join(names)}")
+        raise ModelError(f"has no output {output!r}; its outputs are {', '.join(names)}")
     chosen = output or names[0]
     graph.outputs[:] = [graph.outputs[names.index(chosen)]]
     return chosen

@@ -81,6 +81,8 @@ def test_export_prints_what_it_made(command, model: Path, tmp_path: Path) -> Non
     assert f"total {total / 1024:,.0f}" in lines
     assert f"forward against the source: {figures['forward_error']:.1e} of the largest logit" in lines
     assert f"chain of blocks against the source: {figures['blocks_error']:.1e} of the largest logit" in lines
+    figure = f"{figures['float64_error']:.1e}"
+    assert f"chain in float64, in which gradients are verified: {figure} of the largest logit" in lines
     worst = max(figures["average_gradient_errors"].values())
     assert f"average gradients, tapped against the companions: {worst:.1e}" in lines
     assert re.fullmatch(r"exported and verified in \d+\.\d s", lines[-1])
@@ -91,14 +93,16 @@ def test_figures_are_printed_each_in_its_place(model: Path, tmp_path: Path, caps
     figures = Verification(
         forward_error=1.2e-7,
         blocks_error=3.4e-7,
+        float64_error=8.7e-7,
         gradient_errors={"block1": 5.6e-9, "block2": 7.8e-9, "block3": 9.1e-9, "head": 2.3e-9},
         average_gradient_errors={"relu1": 4.5e-6, "relu3": 6.7e-6, "clip4": 8.9e-7},
     )
     print_report(dataclasses.replace(report, verification=figures), Console(width=120, highlight=False), 12.34)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "forward against the source: 1.2e-07 of the largest logit",
         "chain of blocks against the source: 3.4e-07 of the largest logit",
+        "chain in float64, in which gradients are verified: 8.7e-07 of the largest logit",
         "average gradients, tapped against the companions: 6.7e-06",
         "exported and verified in 12.3 s",
     ]
@@ -222,13 +226,16 @@ def test_help_names_every_option(command) -> None:
     code, out, _ = command("--help")
     assert code == 0
     for option in (
-        "MODEL.onnx",
+        "MODEL",
         "--output",
         "--preprocess",
         "--labels",
         "--activation",
         "--layer",
         "--output-name",
+        "--size",
+        "--weights",
+        "--photo",
         "--force",
     ):
         assert option in out
@@ -251,11 +258,12 @@ def test_module_is_a_command(model: Path, tmp_path: Path) -> None:
 
 
 def test_module_ends_with_code_2_and_one_line(random: np.random.Generator, tmp_path: Path) -> None:
-    done = python(written(small_cnn(random), tmp_path), "-o", tmp_path / "small.ada")
+    model = written(small_cnn(random), tmp_path)
+    done = python(model, "-o", tmp_path / "small.ada")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: output 'logits' comes from no Softmax, LogSoftmax or Sigmoid, so what turns it into class scores is "
-        "unknown; choose with --activation: softmax, sigmoid, none\n"
+        f"error: {model}: output 'logits' comes from no Softmax, LogSoftmax or Sigmoid, so what turns it into class "
+        "scores is unknown; choose with --activation: softmax, sigmoid, none\n"
     )
 
 

@@ -6,7 +6,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from engine.export.simplify import free_names, keep_only_outputs, settle_shapes, simplify, strip, unique_name
+from engine.export.shapes import settle_shapes
+from engine.export.simplify import free_names, keep_only_outputs, simplify, strip, unique_name
 from engine.export.source import load_source
 from tests.export.networks import imported, network, node, small_cnn, weight, written
 from tests.export.rules.gradients import error, runtime
