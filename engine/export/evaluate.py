@@ -1,5 +1,6 @@
 """Evaluating graphs in float64, with onnx's own reference implementation of the operators."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -14,35 +15,41 @@ from engine.export.windows import resolve_pads
 
 Array64 = NDArray[np.float64]
 _PAD_MODES: dict[str, Literal["edge", "reflect", "wrap"]] = {"edge": "edge", "reflect": "reflect", "wrap": "wrap"}
+_NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def in_float64(model: ir.Model) -> ir.Model:
-    """Return a copy of a float32 model whose constants, activations and casts are float64."""
+    """Return a copy of a float32 model whose constants, activations and casts are float64.
+
+    What the model computes in float16 or bfloat16 becomes float64 too: its rounding would hide the derivatives.
+    """
     copy = model.clone()
     graph = copy.graph
     for value in graph.initializers.values():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+        if tensor is not None and tensor.dtype in _NARROW:
             value.const_value = ir.tensor(tensor.numpy().astype(np.float64), name=value.name)
             value.type = ir.TensorType(ir.DataType.DOUBLE)
     for node in graph:
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in _NARROW:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.DOUBLE))
     for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
-        if value.dtype == ir.DataType.FLOAT:
+        if value.dtype in _NARROW:
             value.type = ir.TensorType(ir.DataType.DOUBLE)
     return copy
 
 
 def function(model: ir.Model) -> Callable[..., list[Array64]]:
     """Return the model as a function of its inputs, in order, that returns its outputs, in order."""
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[AveragePool, ConvTranspose, MaxPool, Pad])
+    own = [AveragePool, ConvTranspose, Erf, Gelu, LogSoftmax, MaxPool, Pad]
+    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=own)
     names = [str(value.name) for value in model.graph.inputs]
 
     def call(*inputs: Array64) -> list[Array64]:
         feeds = dict(zip(names, inputs, strict=True))
         try:
-            outputs = evaluator.run(None, feeds)
+            with np.errstate(over="ignore", invalid="ignore"):  # in branches that np.where then leaves out
+                outputs = evaluator.run(None, feeds)
         except EngineError:
             raise
         except Exception as err:  # the evaluator raises whatever it runs into
@@ -95,6 +102,36 @@ class ConvTranspose(OpRun):
         out = out.reshape(n, -1, *full)
         out = out[:, :, pads[0] : full[0] - pads[2], pads[1] : full[1] - pads[3]]
         return (out if b is None else out + b[:, None, None],)
+
+
+class Erf(OpRun):
+    """Erf of the ONNX specification, by the C library's: onnx's own rounds to float32 and takes twice as long."""
+
+    op_domain = ""
+
+    def _run(self, x: Array64) -> tuple[Array64]:
+        return (_erf(x),)
+
+
+class Gelu(OpRun):
+    """Gelu of the ONNX specification: onnx's own expands it to its own Erf."""
+
+    op_domain = ""
+
+    def _run(self, x: Array64, *, approximate: str) -> tuple[Array64]:
+        if approximate == "tanh":
+            return (0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
+        return (0.5 * x * (1 + _erf(x / math.sqrt(2))),)
+
+
+class LogSoftmax(OpRun):
+    """LogSoftmax of the ONNX specification: onnx's own takes the logarithm of a Softmax that has underflown to 0."""
+
+    op_domain = ""
+
+    def _run(self, x: Array64, *, axis: int) -> tuple[Array64]:
+        shifted = x - x.max(axis=axis, keepdims=True)
+        return (shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)),)
 
 
 class MaxPool(OpRun):
@@ -198,3 +235,7 @@ class Pad(OpRun):
         if mode == "constant":
             return (np.pad(data, widths, constant_values=0.0 if value is None else float(value)),)
         return (np.pad(data, widths, mode=_PAD_MODES[mode]),)
+
+
+def _erf(x: Array64) -> Array64:
+    return np.fromiter(map(math.erf, x.ravel().tolist()), x.dtype, x.size).reshape(x.shape)
