@@ -1,5 +1,6 @@
 """Evaluating graphs in float64, with onnx's own reference implementation of the operators."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -15,11 +16,13 @@ from engine.export.windows import resolve_pads
 Array64 = NDArray[np.float64]
 _MOST_ELEMENTS = 2**22
 _PAD_MODES: dict[str, Literal["edge", "reflect", "wrap"]] = {"edge": "edge", "reflect": "reflect", "wrap": "wrap"}
+_NARROW = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def in_float64(model: ir.Model, arrays: dict[int, Array64] | None = None) -> ir.Model:
     """Return a copy of a float32 model whose constants, activations and casts are float64.
 
+    What the model computes in float16 or bfloat16 becomes float64 too: its rounding would hide the derivatives.
     Nodes that quantize activations become Identity, since central differences would see their steps and not the
     straight-through gradient; quantized constants become the numbers that they stand for.
 
@@ -34,16 +37,16 @@ def in_float64(model: ir.Model, arrays: dict[int, Array64] | None = None) -> ir.
     _dequantize(graph)
     for value in graph.initializers.values():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+        if tensor is not None and tensor.dtype in _NARROW:
             if id(tensor) not in arrays:
                 arrays[id(tensor)] = tensor.numpy().astype(np.float64)
             value.const_value = ir.tensor(arrays[id(tensor)], name=value.name)
             value.type = ir.TensorType(ir.DataType.DOUBLE)
     for node in graph:
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in _NARROW:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.DOUBLE))
     for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
-        if value.dtype == ir.DataType.FLOAT:
+        if value.dtype in _NARROW:
             value.type = ir.TensorType(ir.DataType.DOUBLE)
     return copy
 
@@ -84,12 +87,13 @@ def function(model: ir.Model) -> Callable[..., list[Array64]]:
     light = model.clone()
     light.graph.inputs.extend(light.graph.initializers.values())
     light.graph.initializers.clear()
-    evaluator = ReferenceEvaluator(ir.to_proto(light), new_ops=[AveragePool, Conv, ConvTranspose, MaxPool, Pad])
+    evaluator = ReferenceEvaluator(ir.to_proto(light), new_ops=_own_operators())
 
     def call(*inputs: Array64) -> list[Array64]:
         feeds = constants | dict(zip(names, inputs, strict=True))
         try:
-            outputs = evaluator.run(None, feeds)
+            with np.errstate(over="ignore", invalid="ignore"):  # in branches that np.where then leaves out
+                outputs = evaluator.run(None, feeds)
         except EngineError:
             raise
         except Exception as err:  # the evaluator raises whatever it runs into
@@ -100,6 +104,11 @@ def function(model: ir.Model) -> Callable[..., list[Array64]]:
         return [np.asarray(output) for output in outputs]
 
     return call
+
+
+def _own_operators() -> list[type[OpRun]]:
+    """List the operators that replace onnx's own, and say in their docstrings why."""
+    return [AveragePool, Conv, ConvTranspose, Erf, Gelu, LogSoftmax, MaxPool, Pad]
 
 
 class Conv(OpRun):
@@ -181,6 +190,36 @@ class ConvTranspose(OpRun):
         out = out.reshape(n, -1, *full)
         out = out[:, :, pads[0] : full[0] - pads[2], pads[1] : full[1] - pads[3]]
         return (out if b is None else out + b[:, None, None],)
+
+
+class Erf(OpRun):
+    """Erf of the ONNX specification, by the C library's: onnx's own rounds to float32 and takes twice as long."""
+
+    op_domain = ""
+
+    def _run(self, x: Array64) -> tuple[Array64]:
+        return (_erf(x),)
+
+
+class Gelu(OpRun):
+    """Gelu of the ONNX specification: onnx's own expands it to its own Erf."""
+
+    op_domain = ""
+
+    def _run(self, x: Array64, *, approximate: str) -> tuple[Array64]:
+        if approximate == "tanh":
+            return (0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
+        return (0.5 * x * (1 + _erf(x / math.sqrt(2))),)
+
+
+class LogSoftmax(OpRun):
+    """LogSoftmax of the ONNX specification: onnx's own takes the logarithm of a Softmax that has underflown to 0."""
+
+    op_domain = ""
+
+    def _run(self, x: Array64, *, axis: int) -> tuple[Array64]:
+        shifted = x - x.max(axis=axis, keepdims=True)
+        return (shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)),)
 
 
 class MaxPool(OpRun):
@@ -284,3 +323,7 @@ class Pad(OpRun):
         if mode == "constant":
             return (np.pad(data, widths, constant_values=0.0 if value is None else float(value)),)
         return (np.pad(data, widths, mode=_PAD_MODES[mode]),)
+
+
+def _erf(x: Array64) -> Array64:
+    return np.fromiter(map(math.erf, x.ravel().tolist()), x.dtype, x.size).reshape(x.shape)

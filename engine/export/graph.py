@@ -78,9 +78,9 @@ def ints_attribute(node: ir.Node, name: str, default: Sequence[int]) -> tuple[in
 
 
 def float_attribute(node: ir.Node, name: str, default: float) -> float:
-    """Return a float attribute or its default of the ONNX specification."""
+    """Return a float attribute or its default of the ONNX specification, which is float32 as the attribute is."""
     attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_float()
+    return float(np.float32(default)) if attribute is None else attribute.as_float()
 
 
 def string_attribute(node: ir.Node, name: str, default: str) -> str:

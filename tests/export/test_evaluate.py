@@ -1,3 +1,4 @@
+import decimal
 import itertools
 from dataclasses import dataclass
 
@@ -6,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch.nn import functional
 
@@ -76,6 +77,31 @@ def test_in_float64_keeps_the_types_of_the_model_it_copies() -> None:
     before = dtypes(original)
     in_float64(original)
     assert dtypes(original) == before
+
+
+@pytest.mark.parametrize("half", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_in_float64_widens_what_is_in_half_precision(half: int) -> None:
+    nodes = [
+        node("Cast", "x", "narrow", to=half),
+        node("Cast", "third", "narrow_third", to=half),
+        node("Add", "narrow narrow_third", "sum"),
+        node("Add", "sum tenth", "narrow_y"),
+        node("Cast", "narrow_y", "y", to=TensorProto.FLOAT),
+    ]
+    model = network(nodes, {"third": np.float32(1 / 3)}, opset=19)
+    tenth = helper.make_tensor("tenth", half, [], [0.1])
+    model.graph.initializer.append(tenth)
+    widened = in_float64(imported(model))
+    assert set(dtypes(widened).values()) == {ir.DataType.DOUBLE}
+    (y,) = function(widened)(np.full((1, 3, 8, 8), 1 + 2**-40))
+    rounded_tenth = float(numpy_helper.to_array(tenth))
+    assert rounded_tenth != float(np.float32(0.1))
+    np.testing.assert_array_equal(y, 1 + 2**-40 + float(np.float32(1 / 3)) + rounded_tenth)
+
+
+def test_function_does_not_warn_of_overflow_in_a_branch_that_is_left_out() -> None:
+    (y,) = evaluate(network([node("Sigmoid", "x", "y")], image=(1, 1, 2)), np.array([[[[-1e4, 1e4]]]]))
+    assert y.ravel().tolist() == [0.0, 1.0]
 
 
 def test_function_takes_and_returns_values_in_order(random: np.random.Generator) -> None:
@@ -291,3 +317,61 @@ def test_pad_without_a_value_is_of_zeros(random: np.random.Generator) -> None:
     x = random.standard_normal((2, 3, 8, 8))
     (found,) = evaluate(model, x)
     np.testing.assert_array_equal(found, np.pad(x[:, :, 1:, :5], ((0, 0), (0, 0), (0, 0), (2, 0))))
+
+
+def slow_erf(x: float) -> float:
+    """2/√π·Σ (−1)ⁿ·x²ⁿ⁺¹/(n!·(2n + 1)), with 80 digits."""
+    with decimal.localcontext(prec=80):
+        exact = decimal.Decimal(x)
+        power, total = exact, exact
+        for n in range(1, 400):
+            power *= -exact * exact / n
+            total += power / (2 * n + 1)
+        root_of_pi = decimal.Decimal(
+            "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899"
+        ).sqrt()
+        return float(2 * total / root_of_pi)
+
+
+def test_erf_is_exact_to_two_units_in_the_last_place(random: np.random.Generator) -> None:
+    x = np.concatenate([random.uniform(-6, 6, 90), random.uniform(-1e-3, 1e-3, 6)]).reshape(1, 4, 4, 6)
+    (found,) = evaluate(network([node("Erf", "x", "y")], image=(4, 4, 6)), x)
+    assert found.dtype == np.float64
+    expected = np.array([slow_erf(float(value)) for value in x.ravel()]).reshape(x.shape)
+    np.testing.assert_allclose(found, expected, rtol=4.5e-16, atol=0)
+    np.testing.assert_allclose(found, torch.erf(torch.tensor(x)).numpy(), rtol=1e-15, atol=0)
+
+
+def test_erf_of_special_values() -> None:
+    x = np.array([-np.inf, -30, -0.0, 0.0, 5e-324, 30, np.inf, np.nan]).reshape(1, 1, 1, 8)
+    (found,) = evaluate(network([node("Erf", "x", "y")], image=(1, 1, 8)), x)
+    np.testing.assert_array_equal(found.ravel(), [-1, -1, 0, 0, 5e-324, 1, 1, np.nan])
+    assert np.signbit(found.ravel()[2:4]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_equals_torch(approximate: str, random: np.random.Generator) -> None:
+    x = 2 * random.standard_normal((2, 3, 8, 8))
+    (found,) = evaluate(network([node("Gelu", "x", "y", approximate=approximate)], opset=20), x)
+    expected = functional.gelu(torch.tensor(x), approximate=approximate).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_gelu_is_exact_unless_told() -> None:
+    (found,) = evaluate(network([node("Gelu", "x", "y")], image=(1, 1, 1), opset=20), np.ones((1, 1, 1, 1)))
+    assert found.item() == pytest.approx((1 + slow_erf(0.5**0.5)) / 2, rel=1e-15)
+
+
+@pytest.mark.parametrize("axis", [None, 1, -2])
+def test_log_softmax_equals_torch(axis: int | None, random: np.random.Generator) -> None:
+    x = 3 * random.standard_normal((2, 3, 8, 8))
+    attributes = {} if axis is None else {"axis": axis}
+    (found,) = evaluate(network([node("LogSoftmax", "x", "y", **attributes)]), x)
+    expected = torch.log_softmax(torch.tensor(x), -1 if axis is None else axis).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-15)
+
+
+def test_log_softmax_does_not_underflow() -> None:
+    x = np.array([-1e4, 0.0, 1e4]).reshape(1, 3, 1, 1)
+    (found,) = evaluate(network([node("LogSoftmax", "x", "y", axis=1)], image=(3, 1, 1)), x)
+    assert found.ravel().tolist() == [-2e4, -1e4, 0.0]

@@ -81,6 +81,7 @@ def test_attributes_and_their_defaults() -> None:
     assert (ints_attribute(read, "strides", ()), ints_attribute(read, "pads", [0, 1])) == ((2, 3), (0, 1))
     assert (string_attribute(read, "auto_pad", ""), string_attribute(read, "mode", "constant")) == ("VALID", "constant")
     assert (float_attribute(read, "alpha", 1.0), float_attribute(read, "beta", 1.5)) == (0.5, 1.5)
+    assert float_attribute(read, "gamma", 0.1) == float(np.float32(0.1)) != 0.1
 
 
 def test_builder_names_are_unique_and_avoid_the_graph_s() -> None:
