@@ -36,7 +36,9 @@ def in_float64(model: ir.Model) -> ir.Model:
 
 def function(model: ir.Model) -> Callable[..., list[Array64]]:
     """Return the model as a function of its inputs, in order, that returns its outputs, in order."""
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[AveragePool, ConvTranspose, MaxPool, Pad])
+    evaluator = ReferenceEvaluator(
+        ir.to_proto(model), new_ops=[AveragePool, ConvTranspose, GlobalMaxPool, MaxPool, Pad]
+    )
     names = [str(value.name) for value in model.graph.inputs]
 
     def call(*inputs: Array64) -> list[Array64]:
@@ -95,6 +97,15 @@ class ConvTranspose(OpRun):
         out = out.reshape(n, -1, *full)
         out = out[:, :, pads[0] : full[0] - pads[2], pads[1] : full[1] - pads[3]]
         return (out if b is None else out + b[:, None, None],)
+
+
+class GlobalMaxPool(OpRun):
+    """GlobalMaxPool of the ONNX specification: onnx's own is right for four axes only."""
+
+    op_domain = ""
+
+    def _run(self, x: Array64) -> tuple[Array64]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
 class MaxPool(OpRun):
