@@ -61,6 +61,7 @@ RULES: Mapping[str, Entry] = {
     "Flatten": Entry(shaping.reshape, (13, 21, 23, 24, 25)),
     "Gemm": Entry(linear.gemm, (13,)),
     "GlobalAveragePool": Entry(pooling.global_average_pool, (1, 22)),
+    "GlobalMaxPool": Entry(pooling.global_max_pool, (1, 22)),
     "MatMul": Entry(linear.matmul, (13,)),
     "Max": Entry(arithmetic.extremum, (13,)),
     "MaxPool": Entry(pooling.max_pool, (12, 22)),
