@@ -16,6 +16,8 @@ def append_gradients(
 ) -> dict[ir.Value, ir.Value]:
     """Append the nodes that compute ∂⟨output, seed⟩/∂v for every wanted value v.
 
+    No gradient flows through booleans: the condition of a Where is a constant to it.
+
     Args:
         g: Builder of the graph, whose nodes are in topological order.
         seeds: For each output that is differentiated, the gradient at it.
@@ -33,7 +35,7 @@ def append_gradients(
     carrying = set(wanted)
     for node in forward:
         if any(value in carrying for value in node.inputs):
-            carrying.update(node.outputs)
+            carrying.update(output for output in node.outputs if output.dtype != ir.DataType.BOOL)
 
     gradients = dict(seeds)
     for node in reversed(forward):

@@ -135,6 +135,24 @@ def test_branch_with_an_op_without_a_rule_does_no_harm_beside_the_path(random: n
     check_companion(model, autograd(torch.relu), random, values=lambda shape: random.uniform(0.1, 1, shape))
 
 
+def test_booleans_carry_no_gradient(random: np.random.Generator) -> None:
+    """Less and Or have no rule, and a count of what holds changes nothing."""
+    nodes = [
+        node("Less", "x low", "dark"),
+        node("Less", "high x", "bright"),
+        node("Or", "dark bright", "outside"),
+        node("Cast", "outside", "counted", to=1),
+        node("Add", "x counted", "y"),
+    ]
+    model = network(nodes, {"low": np.float32(-0.5), "high": np.float32(0.5)})
+
+    def expected(x: torch.Tensor) -> torch.Tensor:
+        return x + (x.abs() > 0.5).double()
+
+    check_companion(model, autograd(expected), random)
+    assert op_types(companion(block_of(model))) == ["ReduceSum", "Identity"]
+
+
 def test_op_without_a_rule_is_refused() -> None:
     with pytest.raises(UnsupportedOpError, match=r"^Sin node 'node_y': operator Sin has no gradient rule; known are "):
         companion(block_of(network([node("Relu", "x", "r"), node("Sin", "r", "y")])))

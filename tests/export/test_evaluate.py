@@ -285,6 +285,18 @@ def test_average_pool_equals_torch_where_torch_has_it(random: np.random.Generato
         np.testing.assert_allclose(evaluate(model, x)[0], expected.numpy(), rtol=1e-12, err_msg=str(attributes))
 
 
+@pytest.mark.parametrize("spatial", [(7,), (5, 4), (3, 2, 4)], ids=str)
+def test_global_max_pool_of_any_number_of_axes(spatial: tuple[int, ...], random: np.random.Generator) -> None:
+    """In onnx's own, of [N, C, L] the result has the wrong shape."""
+    model = network([node("GlobalMaxPool", "x", "y")], inputs=[image_input([BATCH, 3, *spatial])])
+    x = random.standard_normal((2, 3, *spatial)).astype(np.float32)
+    (y,) = evaluate(model, x.astype(np.float64))
+    np.testing.assert_array_equal(y, x.reshape(2, 3, -1).max(axis=2).reshape(2, 3, *[1] * len(spatial)))
+    np.testing.assert_array_equal(y, runtime(model)(x)[0])
+    if len(spatial) == 2:
+        np.testing.assert_array_equal(y, onnx_evaluate(model, x.astype(np.float64)))
+
+
 @pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
 @pytest.mark.parametrize(
     ("amounts", "axes"),

@@ -1,6 +1,6 @@
 """Gradient rules of pooling.
 
-Ties: MaxPool sends the whole gradient to the first maximum of the window in row-major order.
+Ties: MaxPool and GlobalMaxPool send the whole gradient to the first maximum of the window in row-major order.
 """
 
 import math
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from engine.export.extrema import at_first_extremum
 from engine.export.graph import GraphBuilder, input_at, int_attribute, static_shape
 from engine.export.windows import (
     Windows,
@@ -53,6 +54,12 @@ def global_average_pool(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value],
     channels, *spatial = static_shape(input_at(node, index))
     share = g.op("Mul", dys[0], g.floats(1.0 / math.prod(spatial), dys[0]))
     return g.op("Expand", share, g.ints([1, channels, *spatial]))
+
+
+def global_max_pool(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:
+    """dx = dy at the first maximum."""
+    x = input_at(node, index)
+    return at_first_extremum(g, dys[0], x, range(2, 1 + len(static_shape(x))), "ArgMax")
 
 
 def _missing(windows: Windows) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from engine.export.differentiate import companion
 from tests.export.networks import block_of, network, node
 from tests.export.rules.gradients import Array, Oracle, autograd, check_companion, opsets, ties
 
-OPS = ("AveragePool", "GlobalAveragePool", "MaxPool")
+OPS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,9 @@ def test_rule_equals_the_formula_in_every_version(op: str, opset: int, random: n
     if op == "GlobalAveragePool":
         model = network([node(op, "x", "y")], image=(2, 7, 6), opset=opset)
         expected = autograd(lambda x: x.mean(dim=(2, 3), keepdim=True))
+    elif op == "GlobalMaxPool":
+        model = network([node(op, "x", "y")], image=(2, 7, 6), opset=opset)
+        expected = slow_max_pool(case(7, 6, kernel_shape=[7, 6]))
     else:
         model = pool_network(op, COMMON["overlapping"], opset)
         slow = {"MaxPool": slow_max_pool, "AveragePool": lambda case: slow_average_pool(case, include_pad=False)}
@@ -236,3 +239,25 @@ def test_global_average_pool_of_rows(random: np.random.Generator) -> None:
     nodes = [node("Reshape", "x shape", "rows"), node("GlobalAveragePool", "rows", "y")]
     model = network(nodes, {"shape": np.array([0, 3, -1], np.int64)}, image=(3, 4, 5))
     check_companion(model, autograd(lambda x: x.flatten(2).mean(dim=2, keepdim=True)), random)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 1), (3, 4)])
+def test_global_max_pool(size: tuple[int, int], random: np.random.Generator) -> None:
+    model = network([node("GlobalMaxPool", "x", "y")], image=(2, *size))
+    check_companion(model, slow_max_pool(case(*size, kernel_shape=[*size])), random)
+    check_companion(model, autograd(lambda x: x.amax(dim=(2, 3), keepdim=True)), random)
+
+
+@pytest.mark.parametrize("levels", [(-3, -2, -1), (-0.0, 0.0), (2,)], ids=str)
+def test_global_max_pool_gives_the_first_of_equal_maxima_everything(
+    levels: tuple[float, ...], random: np.random.Generator
+) -> None:
+    model = network([node("GlobalMaxPool", "x", "y")], image=(2, 5, 4))
+    oracle = slow_max_pool(case(5, 4, kernel_shape=[5, 4]))
+    check_companion(model, oracle, random, values=ties(random, *levels), smooth=False)
+
+
+def test_global_max_pool_of_rows(random: np.random.Generator) -> None:
+    nodes = [node("Reshape", "x shape", "rows"), node("GlobalMaxPool", "rows", "y")]
+    model = network(nodes, {"shape": np.array([0, 3, -1], np.int64)}, image=(3, 4, 5))
+    check_companion(model, autograd(lambda x: x.flatten(2).amax(dim=2, keepdim=True)), random, in_onnx_reference=False)
