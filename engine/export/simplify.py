@@ -19,6 +19,7 @@ _PROBE_BATCH = 7919
 _LARGEST_SHAPE_ARGUMENT = 1024
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
+_SHAPE_UNKNOWN_TO_ONNX = frozenset({"GroupNormalization"})  # it is that of the input
 _POOLS = frozenset({"AveragePool", "MaxPool"})
 _RESERVED = re.compile(r"target|target_index|average_gradient_\d+|(gradient|gradient_of|sum_of_gradient_of)/.*")
 
@@ -97,6 +98,10 @@ def _infer_shapes(model: ir.Model) -> dict[str, ir.Value]:
     del graph.value_info[:]
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        if node.op_type in _SHAPE_UNKNOWN_TO_ONNX:
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
     kept = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= _LARGEST_SHAPE_ARGUMENT]
     others = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > _LARGEST_SHAPE_ARGUMENT]
     graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in others)
