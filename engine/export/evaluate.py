@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from engine.errors import EngineError, UnsupportedOpError, VerificationError
-from engine.export.windows import resolve_pads
+from engine.errors import EngineError, VerificationError
+from engine.export.evaluate_normalization import NORMALIZATIONS
+from engine.export.windows import resolve_pads, transposed_pads
 
 Array64 = NDArray[np.float64]
 _MOST_ELEMENTS = 2**22
@@ -108,7 +109,7 @@ def function(model: ir.Model) -> Callable[..., list[Array64]]:
 
 def _own_operators() -> list[type[OpRun]]:
     """List the operators that replace onnx's own, and say in their docstrings why."""
-    return [AveragePool, Conv, ConvTranspose, Erf, Gelu, GlobalMaxPool, LogSoftmax, MaxPool, Pad]
+    return [AveragePool, Conv, ConvTranspose, Erf, Gelu, GlobalMaxPool, LogSoftmax, MaxPool, Pad, *NORMALIZATIONS]
 
 
 class Conv(OpRun):
@@ -174,11 +175,8 @@ class ConvTranspose(OpRun):
         kernel, strides, dilations = w.shape[2:], strides or (1, 1), dilations or (1, 1)
         reach = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(size, strides, dilations, kernel, strict=True)]
         full = [r + p for r, p in zip(reach, output_padding or (0, 0), strict=True)]
-        pads = pads or (0, 0, 0, 0)
-        if output_shape or auto_pad.startswith("SAME"):
-            raise UnsupportedOpError(
-                "a ConvTranspose with auto_pad or output_shape is not verified; expected explicit pads"
-            )
+        same = [o * s for o, s in zip(size, strides, strict=True)]
+        begin, end = transposed_pads(auto_pad, pads or (0, 0, 0, 0), output_shape or (), same, full)
         rows = x.reshape(n, group, channels // group, -1)
         taps = w.reshape(group, channels // group, *w.shape[1:])
         out = np.zeros((n, group, w.shape[1], *full), x.dtype)
@@ -188,16 +186,12 @@ class ConvTranspose(OpRun):
             place = place[..., right : right + (size[1] - 1) * strides[1] + 1 : strides[1]]
             place += np.matmul(taps[..., i, j].swapaxes(1, 2), rows).reshape(*out.shape[:3], *size)
         out = out.reshape(n, -1, *full)
-        out = out[:, :, pads[0] : full[0] - pads[2], pads[1] : full[1] - pads[3]]
+        out = out[:, :, begin[0] : full[0] - end[0], begin[1] : full[1] - end[1]]
         return (out if b is None else out + b[:, None, None],)
 
 
 class Erf(OpRun):
     """Erf of the ONNX specification, by the C library's: onnx's own rounds to float32 and takes twice as long."""
-
-
-class GlobalMaxPool(OpRun):
-    """GlobalMaxPool of the ONNX specification: onnx's own is right for four axes only."""
 
     op_domain = ""
 
@@ -224,6 +218,14 @@ class LogSoftmax(OpRun):
     def _run(self, x: Array64, *, axis: int) -> tuple[Array64]:
         shifted = x - x.max(axis=axis, keepdims=True)
         return (shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)),)
+
+
+class GlobalMaxPool(OpRun):
+    """GlobalMaxPool of the ONNX specification: onnx's own is right for four axes only."""
+
+    op_domain = ""
+
+    def _run(self, x: Array64) -> tuple[Array64]:
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 

@@ -23,6 +23,7 @@ BATCH = "batch"
 _PROBES = (7919, 7907)
 _LARGEST_SHAPE_ARGUMENT = 1024
 _POOLS = frozenset({"AveragePool", "MaxPool"})
+_SHAPE_UNKNOWN_TO_ONNX = frozenset({"GroupNormalization"})  # it is that of the input
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _SHAPE, _SIZES, _SCALES = 1, 3, 2
 
@@ -143,6 +144,10 @@ def _without_weights(model: ir.Model, batch: int) -> onnx.ModelProto:
             graph.inputs.append(value)
     proto = ir.to_proto(light)
     del proto.graph.value_info[:]
+    for node in proto.graph.node:
+        if node.op_type in _SHAPE_UNKNOWN_TO_ONNX:
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
     for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
     return proto

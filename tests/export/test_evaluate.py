@@ -11,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch.nn import functional
 
-from engine.errors import UnsupportedOpError
 from engine.export.evaluate import function, in_float64
 from tests.export.networks import BATCH, image_input, imported, network, node, weight
 from tests.export.rules.gradients import runtime
@@ -186,11 +185,24 @@ def test_conv_transpose_of_a_source_model(inputs: str, random: np.random.Generat
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "attributes",
-    [{"auto_pad": "VALID", "strides": [2, 3]}, {"strides": [2, 2], "output_padding": [1, 0], "pads": [0, 1, 1, 0]}],
-    ids=str,
-)
+PADDED_BY_OUTPUT = [
+    {"auto_pad": "VALID", "strides": [2, 3]},
+    {"auto_pad": "SAME_UPPER"},
+    {"auto_pad": "SAME_LOWER"},
+    {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+    {"auto_pad": "SAME_LOWER", "strides": [2, 1]},
+    {"auto_pad": "SAME_LOWER", "strides": [2, 1], "dilations": [2, 3]},
+    {"auto_pad": "SAME_UPPER", "strides": [4, 5]},
+    {"output_shape": [7, 9], "strides": [2, 2]},
+    {"output_shape": [8, 10], "strides": [2, 2]},
+    {"output_shape": [8, 10], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    {"output_shape": [8, 10], "strides": [2, 2], "auto_pad": "SAME_LOWER", "output_padding": [1, 1]},
+    {"output_shape": [9, 11], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    {"strides": [2, 2], "output_padding": [1, 0], "pads": [0, 1, 1, 0]},
+]
+
+
+@pytest.mark.parametrize("attributes", PADDED_BY_OUTPUT, ids=str)
 def test_conv_transpose_equals_onnx_runtime(attributes: dict, random: np.random.Generator) -> None:
     constants = {"w": weight(random, 3, 4, 3, 3), "b": weight(random, 4)}
     model = network([node("ConvTranspose", "x w b", "y", **attributes)], constants, image=(3, 4, 5))
@@ -200,15 +212,27 @@ def test_conv_transpose_equals_onnx_runtime(attributes: dict, random: np.random.
 
 
 @pytest.mark.parametrize(
-    "attributes", [{"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}, {"output_shape": [7, 8]}], ids=str
+    ("attributes", "top", "left"),
+    [
+        ({"auto_pad": "SAME_UPPER"}, 0, 1),
+        ({"auto_pad": "SAME_LOWER"}, 1, 1),
+        ({"output_shape": [8, 10]}, 1, 1),
+        ({"output_shape": [8, 10], "auto_pad": "SAME_UPPER"}, 0, 1),
+        ({"output_shape": [9, 12], "auto_pad": "SAME_LOWER"}, 0, 0),
+    ],
+    ids=str,
 )
-def test_conv_transpose_that_pads_by_its_output_is_refused(attributes: dict, random: np.random.Generator) -> None:
-    model = network(
-        [node("ConvTranspose", "x w", "y", strides=[2, 2], **attributes)], {"w": weight(random, 3, 4, 3, 3)}
-    )
-    message = r"ConvTranspose with auto_pad or output_shape is not verified; expected explicit pads$"
-    with pytest.raises(UnsupportedOpError, match=message):
-        evaluate(model, random.standard_normal((2, 3, 8, 8)))
+def test_conv_transpose_that_pads_by_its_output_equals_torch(attributes, top, left, random) -> None:
+    """Of the 9 rows and 12 columns, the attributes keep those from `top` and `left` on."""
+    kernel = weight(random, 3, 4, 3, 4)
+    conv = node("ConvTranspose", "x w", "y", strides=[2, 2], **attributes)
+    x = random.standard_normal((2, 3, 4, 5))
+    (found,) = evaluate(network([conv], {"w": kernel}, image=(3, 4, 5)), x)
+    full = functional.conv_transpose2d(torch.tensor(x), torch.tensor(kernel).double(), stride=2).numpy()
+    assert full.shape[2:] == (9, 12)
+    assert found.shape[2:] == tuple(attributes.get("output_shape", (8, 10)))
+    expected = full[:, :, top : top + found.shape[2], left : left + found.shape[3]]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 POOLED = {

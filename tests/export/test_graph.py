@@ -8,10 +8,13 @@ from engine.export.graph import (
     GraphBuilder,
     constant_array,
     describe,
+    expect_activation_first,
+    fixed_shape,
     float_attribute,
     input_at,
     int_attribute,
     ints_attribute,
+    parameter_shape,
     static_shape,
     string_attribute,
 )
@@ -61,6 +64,35 @@ def test_inputs_of_a_node() -> None:
         message = rf"^Add node 'stem/add': has no input {index}; expected one, by the ONNX specification$"
         with pytest.raises(ModelError, match=message):
             input_at(lonely, index)
+
+
+def test_parameters_have_a_fixed_shape_and_activations_none() -> None:
+    nodes = [node("Add", "half half", "w"), node("MatMul", "x w", "y")]
+    add, product = imported(network(nodes, {"half": np.ones((8, 5), np.float32)})).graph
+    assert fixed_shape(add.inputs[0]) == fixed_shape(add.outputs[0]) == (8, 5)
+    assert add.outputs[0].const_value is None
+    assert fixed_shape(product.inputs[0]) is None
+    assert fixed_shape(ir.Value(name="unknown")) is None
+    assert parameter_shape(product, 1) == (8, 5)
+    message = (
+        r"^MatMul node 'node_y': input 0 \('x'\) has shape \[batch,3,8,8\]; expected a constant, of known size on "
+    )
+    with pytest.raises(UnsupportedOpError, match=message + r"every axis$"):
+        parameter_shape(product, 0)
+
+
+def test_gradients_are_asked_for_at_the_activation_alone() -> None:
+    conv = ir.Node("", "Conv", [value(name, 1) for name in ("x", "w", "b")], name="stem/conv")
+    expect_activation_first(conv, 0, "weight", "bias")
+    for index, called in ((1, "weight"), (2, "bias")):
+        message = rf"^Conv node 'stem/conv': its {called} is computed from the image; expected a constant$"
+        with pytest.raises(UnsupportedOpError, match=message):
+            expect_activation_first(conv, index, "weight", "bias")
+
+
+def test_float_attributes_and_their_defaults_are_float32() -> None:
+    given = ir.Node("", "LRN", [value("x", 1)], [ir.AttrFloat32("alpha", 0.1)], name="lrn")
+    assert float_attribute(given, "alpha", 0.5) == float_attribute(given, "beta", 0.1) == float(np.float32(0.1))
 
 
 def test_constant_input_of_a_node() -> None:
@@ -143,18 +175,15 @@ def test_unknown_element_type_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "message"),
+    ("op", "error", "message"),
     [
-        ("Conv", "has no weight; expected a constant as input 1"),
-        ("Pad", "has no amounts to pad by; expected constants as input 1"),
-        (
-            "BatchNormalization",
-            r"expected inference form \(training_mode = 0\) with constant scale and variance",
-        ),
+        ("Conv", ModelError, "has no input 1; expected one, by the ONNX specification"),
+        ("Pad", UnsupportedOpError, "has no amounts to pad by; expected constants as input 1"),
+        ("BatchNormalization", ModelError, "has no input 1; expected one, by the ONNX specification"),
     ],
 )
-def test_rules_refuse_a_node_that_lacks_its_constants(op: str, message: str) -> None:
+def test_rules_refuse_a_node_that_lacks_its_constants(op: str, error: type[Exception], message: str) -> None:
     x = value("x", "batch", 3, 8, 8)
     bare = ir.Node("", op, [x], name="bare", outputs=[value("y", "batch", 3, 8, 8)])
-    with pytest.raises(UnsupportedOpError, match=rf"^{op} node 'bare': {message}$"):
+    with pytest.raises(error, match=rf"^{op} node 'bare': {message}$"):
         RULES[op].rule(builder(x), bare, [value("dy", "batch", 3, 8, 8)], 0)

@@ -150,3 +150,15 @@ def test_source_is_simplified(random: np.random.Generator, tmp_path: Path) -> No
     source = load_source(written(model, tmp_path), activation="none")
     assert op_types(source.model) == ["Conv", "GlobalAveragePool", "Flatten"]
     same_outputs(source.model, model, random)
+
+
+def test_shape_of_a_group_norm_is_its_inputs() -> None:
+    nodes = [
+        node("GroupNormalization", "x scale bias", "normal", num_groups=3),
+        node("MaxPool", "normal", "pooled", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Flatten", "pooled", "y"),
+    ]
+    model = ir.from_proto(network(nodes, {"scale": np.ones(3), "bias": np.ones(3)}, opset=21))
+    settle_shapes(model)
+    shapes = {entry.op_type: str(entry.outputs[0].shape) for entry in model.graph}
+    assert shapes == {"GroupNormalization": "[batch,3,8,8]", "MaxPool": "[batch,3,4,4]", "Flatten": "[batch,48]"}

@@ -11,12 +11,14 @@ from engine.export.graph import GraphBuilder
 from engine.export.windows import (
     Windows,
     covered_taps,
+    expect_images,
     gather_taps,
     kernel_shape,
     pad_or_crop,
     pad_spatial,
     resolve_pads,
     scatter_taps,
+    transposed_pads,
     windows_of,
 )
 from tests.export.networks import imported, network, node
@@ -221,3 +223,29 @@ def test_padding_by_nothing_adds_no_node() -> None:
     g, (value,) = graph_of(("batch", 3, 5, 6))
     assert pad_spatial(g, value, (0, 0), (0, 0)) is value
     assert not list(g.graph)
+
+
+@pytest.mark.parametrize(
+    ("auto_pad", "output_shape", "begin", "end"),
+    [
+        ("NOTSET", (), (1, 2), (3, 4)),
+        ("VALID", (), (0, 0), (0, 0)),
+        ("SAME_UPPER", (), (0, 1), (1, 1)),
+        ("SAME_LOWER", (), (1, 1), (0, 1)),
+        ("NOTSET", (8, 7), (1, 3), (0, 2)),
+        ("SAME_LOWER", (8, 7), (1, 3), (0, 2)),
+        ("SAME_UPPER", (8, 7), (0, 2), (1, 3)),
+        ("NOTSET", (10, 12), (0, 0), (0, 0)),
+    ],
+)
+def test_transposed_pads(auto_pad: str, output_shape: tuple[int, ...], begin, end) -> None:
+    """By the ONNX specification of ConvTranspose, for outputs [9, 12] of inputs [4, 5] with strides of 2."""
+    assert transposed_pads(auto_pad, (1, 2, 3, 4), output_shape, (8, 10), (9, 12)) == (begin, end)
+
+
+def test_images_have_two_spatial_axes() -> None:
+    pool = ir.Node("", "MaxPool", [], name="pool")
+    expect_images(pool, (4, 5))
+    message = r"^MaxPool node 'pool': has 1 spatial axes; expected 2, since feature maps are images$"
+    with pytest.raises(UnsupportedOpError, match=message):
+        expect_images(pool, (4,))

@@ -62,8 +62,25 @@ def test_gemm_of_a_transposed_batch_is_refused(random: np.random.Generator) -> N
 def test_gemm_with_an_activation_elsewhere_is_refused(inputs: str, index: int, random: np.random.Generator) -> None:
     constants = {"a": weight(random, 1, 24), "b": weight(random, 24, 24)}
     model = network([FLAT, node("Gemm", inputs, "y", transB=int(index == 1))], constants, image=SHAPE)
-    with pytest.raises(UnsupportedOpError, match=r"^Gemm node 'node_y': .*(expected the activation as|constant)"):
+    message = r"^Gemm node 'node_y': expected the activation as input A, with transA = 0, and constants as B and C$"
+    with pytest.raises(UnsupportedOpError, match=message):
         companion(block_of(model))
+
+
+@pytest.mark.parametrize(("op", "attributes"), [("Gemm", {}), ("Gemm", {"transB": 1, "alpha": 0.5}), ("MatMul", {})])
+def test_matrix_computed_from_constants(op: str, attributes: dict[str, float], random: np.random.Generator) -> None:
+    matrix = weight(random, 24, 24)
+    nodes = [FLAT, node("Add", "half half", "b"), node(op, "flat b", "y", **attributes)]
+    model = network(nodes, {"half": matrix / 2}, image=SHAPE)
+    assert block_of(model).model.graph.node(1).outputs[0].const_value is None
+    factor = attributes.get("alpha", 1.0) * (double(matrix).T if "transB" in attributes else double(matrix))
+    check_companion(model, autograd(lambda x: x.flatten(1) @ factor), random)
+
+
+def test_matmul_by_a_matrix_in_front_computed_from_constants(random: np.random.Generator) -> None:
+    matrix = weight(random, 6, 3)
+    model = network([node("Add", "half half", "a"), node("MatMul", "a x", "y")], {"half": matrix / 2}, image=SHAPE)
+    check_companion(model, autograd(lambda x: double(matrix) @ x), random)
 
 
 def test_matmul_by_a_matrix_on_four_axes(random: np.random.Generator) -> None:
@@ -114,6 +131,11 @@ def test_matmul_of_an_activation_with_itself(random: np.random.Generator) -> Non
         ),
         ([FLAT, node("MatMul", "flat a", "y")], {"a": np.ones(24, np.float32)}, r"multiplies 'flat' .* and 'a' \[24\]"),
         (
+            [node("Add", "half half", "a"), node("MatMul", "x a", "y")],
+            {"half": np.ones(4, np.float32)},
+            r"multiplies 'x' \[batch,2,3,4\] and 'a' \[4\]",
+        ),
+        (
             [node("MatMul", "x a", "y")],
             {"a": np.ones((1, 2, 4, 5), np.float32)},
             r"multiplies 'x' \[batch,2,3,4\] and 'a' \[1,2,4,5\]",
@@ -128,7 +150,7 @@ def test_matmul_of_an_activation_with_itself(random: np.random.Generator) -> Non
             r"multiplies '(x|m)' \[batch,[12],\d,\d\] and '(m|x)' \[batch,[12],\d,\d\]",
         ),
     ],
-    ids=["matrix before rows", "vector", "stack of matrices", "leading axes differ"],
+    ids=["matrix before rows", "vector", "vector computed from constants", "stack of matrices", "leading axes differ"],
 )
 def test_matmul_of_other_forms_is_refused(nodes: list[onnx.NodeProto], constants: dict[str, Array], text: str) -> None:
     message = (
