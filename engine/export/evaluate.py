@@ -12,6 +12,7 @@ from onnx.reference.op_run import OpRun
 
 from engine.errors import EngineError, VerificationError
 from engine.export.evaluate_normalization import NORMALIZATIONS
+from engine.export.graph import constant_array, int_attribute
 from engine.export.windows import resolve_pads, transposed_pads
 
 Array64 = NDArray[np.float64]
@@ -57,11 +58,8 @@ def _dequantize(graph: ir.Graph) -> None:
         if node.op_type not in ("DequantizeLinear", "QuantizeLinear") or node.inputs[0] is None:
             continue
         output = node.outputs[0]
-        constants = {str(value.name): value.const_value for value in node.inputs if value is not None}
-        if all(tensor is not None for tensor in constants.values()):
-            arrays = {name: tensor.numpy() for name, tensor in constants.items() if tensor is not None}
-            (array,) = ReferenceEvaluator(ir.to_proto(node)).run(None, arrays)
-            tensor = ir.tensor(np.asarray(array, np.float32), name=output.name)
+        if all(value is None or value.const_value is not None for value in node.inputs):
+            tensor = ir.tensor(_stands_for(node), name=output.name)
             value = ir.Value(name=output.name, shape=output.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             output.replace_all_uses_with(value, replace_graph_outputs=True)
             output.name = f"{output.name}/quantized"
@@ -72,6 +70,23 @@ def _dequantize(graph: ir.Graph) -> None:
             plain.outputs[0].name, plain.outputs[0].shape = output.name, output.shape
             plain.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
             ir.convenience.replace_nodes_and_values(graph, node, [node], [plain], [output], [plain.outputs[0]])
+
+
+def _stands_for(node: ir.Node) -> Array64:
+    """Return the numbers that the constants of a DequantizeLinear node stand for: (x − zero point)·scale."""
+    x, scale, zero = (constant_array(node, index) for index in range(3))
+    assert x is not None
+    assert scale is not None
+    axis, block = int_attribute(node, "axis", 1), int_attribute(node, "block_size", 0)
+
+    def along(parameter: NDArray[np.generic]) -> Array64:
+        wide = parameter.astype(np.float64)
+        if block:
+            return np.repeat(wide, block, axis=axis)[tuple(map(slice, x.shape))]
+        return wide.reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim)) if wide.size > 1 else wide.reshape(())
+
+    shifted = x.astype(np.float64) - (0.0 if zero is None else along(zero))
+    return shifted * along(scale)
 
 
 def function(model: ir.Model) -> Callable[..., list[Array64]]:

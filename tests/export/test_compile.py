@@ -206,7 +206,7 @@ def test_layers_may_be_named(model: Path, tmp_path: Path) -> None:
     assert list(report.ops) == ["block1", "block2", "head"]
 
 
-def test_one_channel_and_one_layer(random: np.random.Generator, tmp_path: Path) -> None:
+def test_one_channel_one_layer_and_one_logit(random: np.random.Generator, tmp_path: Path) -> None:
     nodes = [
         node("Conv", "x w", "maps", pads=[1, 1, 1, 1]),
         node("GlobalAveragePool", "maps", "mean"),
@@ -217,7 +217,7 @@ def test_one_channel_and_one_layer(random: np.random.Generator, tmp_path: Path) 
     constants = {"w": weight(random, 4, 1, 3, 3), "head": weight(random, 4, 1)}
     model = written(network(nodes, constants, image=(1, 6, 5)), tmp_path)
     bundle = export(model, tmp_path / "one.ada").bundle
-    assert (bundle.image_shape, bundle.classes, bundle.activation) == ((1, 6, 5), 1, "sigmoid")
+    assert (bundle.image_shape, bundle.classes, bundle.activation) == ((1, 6, 5), 2, "sigmoid")
     assert [layer.name for layer in bundle.layers] == ["maps"]
 
 

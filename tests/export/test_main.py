@@ -118,7 +118,7 @@ def test_figures_are_printed_each_in_its_place(model: Path, tmp_path: Path, caps
 def test_note_is_printed(command, random: np.random.Generator, tmp_path: Path) -> None:
     nodes = [
         node("Conv", "x w", "c"),
-        node("Softsign", "c", "maps"),
+        node("Sin", "c", "maps"),
         node("GlobalAveragePool", "maps", "mean"),
         node("Flatten", "mean", "flat"),
         node("Gemm", "flat head", "y"),
@@ -128,11 +128,9 @@ def test_note_is_printed(command, random: np.random.Generator, tmp_path: Path) -
     code, out, err = command(model, "-o", tmp_path / "small.ada", "--activation", "none")
     assert (code, err) == (0, "")
     note = out.splitlines()[-1]
-    assert note.startswith(
-        "note: block1 has no gradient companion, which Ada-SISE does not need: Softsign node 'node_maps'"
-    )
+    assert note.startswith("note: block1 has no gradient companion, which Ada-SISE does not need: Sin node 'node_maps'")
     (row,) = (line.split() for line in out.splitlines() if line.split()[:1] == ["block1"])
-    assert row == ["block1", "maps", "4×6×6", "1", "Conv,", "1", "Softsign", "none"]
+    assert row == ["block1", "maps", "4×6×6", "1", "Conv,", "1", "Sin", "none"]
 
 
 def test_layer_option_may_be_repeated(command, model: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def local_response_normalization(g: GraphBuilder, node: ir.Node, dys: Sequence[i
     """dx = dy·s^−β − x·2αβ/size·Wᵀ(dy·x·s^(−β−1)), with s = bias + α/size·W(x²).
 
     W sums over the channels of each window, [c − ⌊(size−1)/2⌋, c + ⌈(size−1)/2⌉]; a 1×1 Conv with a band matrix. On one
-    core of ONNX Runtime's CPU provider, with size 5, this takes 2.1 ms for [1, 96, 55, 55], where the forward pass takes
+    core of ONNX Runtime's CPU provider, with size 5, it takes 2.1 ms for [1, 96, 55, 55], where the forward pass takes
     8.4, slices 1.8 and an AveragePool over the channels 10; and 2.6 ms for [1, 256, 27, 27], where those take 4.9, 1.1
     and 1.0. s^−β is exp(−β·log s), since Pow is slower.
     """

@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from engine.errors import UnsupportedOpError
+from engine.errors import ModelError, UnsupportedOpError
 from engine.export.differentiate import companion
 from engine.export.evaluate import function
 from tests.export.networks import block_of, network, node
@@ -207,7 +207,7 @@ def test_gradient_of_a_half_precision_part_is_in_half_precision() -> None:
         assert dx.ravel().tolist() == [1.0]
 
 
-@pytest.mark.parametrize("other", ["INT64", "BOOL", "FLOAT8E4M3FN"])
+@pytest.mark.parametrize("other", ["INT64", "FLOAT8E4M3FN"])
 def test_cast_from_or_to_another_kind_of_type_is_refused(other: str) -> None:
     to_other = node("Cast", "x", "cut", to=getattr(TensorProto, other))
     from_other = node("Cast", "cut", "y", to=TensorProto.FLOAT)
@@ -223,3 +223,11 @@ def test_cast_from_or_to_another_kind_of_type_is_refused(other: str) -> None:
         )
         with pytest.raises(UnsupportedOpError, match=message):
             companion(block_of(model))
+
+
+def test_booleans_carry_no_gradient() -> None:
+    nodes = [node("Cast", "x", "cut", to=TensorProto.BOOL), node("Cast", "cut", "y", to=TensorProto.FLOAT)]
+    with pytest.raises(
+        ModelError, match=r"^the output does not depend on \['x'\]; expected feature layers that lead to "
+    ):
+        companion(block_of(network(nodes)))

@@ -18,6 +18,7 @@ FAMILIES = (
     "linear",
     "normalization",
     "pooling",
+    "quantization",
     "reduction",
     "shaping",
     "softmax",
