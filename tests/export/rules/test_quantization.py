@@ -27,7 +27,7 @@ def test_gradient_passes_straight_through(opset: int, random: np.random.Generato
     assert {0, 255} <= set(stored.ravel())
     expected = dy * (stored > 100)
     if opset >= FIRST_OPSET_WITHOUT_A_RUNTIME:
-        found, total = function(in_float64(gradient))(x, dy)
+        found, total = function(in_float64(gradient))(x.astype(np.float64), dy.astype(np.float64))
         expected = dy * (x > 0)
     else:
         found, total = runtime(gradient)(x, dy)
