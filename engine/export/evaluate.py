@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from engine.errors import EngineError, UnsupportedOpError, VerificationError
+from engine.export.resampling import Resize
 from engine.export.windows import resolve_pads
 
 Array64 = NDArray[np.float64]
@@ -36,7 +37,7 @@ def in_float64(model: ir.Model) -> ir.Model:
 
 def function(model: ir.Model) -> Callable[..., list[Array64]]:
     """Return the model as a function of its inputs, in order, that returns its outputs, in order."""
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[AveragePool, ConvTranspose, MaxPool, Pad])
+    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[AveragePool, ConvTranspose, MaxPool, Pad, Resize])
     names = [str(value.name) for value in model.graph.inputs]
 
     def call(*inputs: Array64) -> list[Array64]:
