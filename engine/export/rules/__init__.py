@@ -26,8 +26,11 @@ from engine.export.rules import (
     convolution,
     linear,
     normalization,
+    padding,
     pooling,
     reduction,
+    resize,
+    selection,
     shaping,
 )
 
@@ -56,15 +59,24 @@ RULES: Mapping[str, Entry] = {
     "Clip": Entry(activation.clip, (13,)),
     "Concat": Entry(shaping.concat, (13,)),
     "Conv": Entry(convolution.conv, (11, 22)),
+    "DepthToSpace": Entry(shaping.depth_to_space, (13, 28)),
     "Flatten": Entry(shaping.reshape, (13, 21, 23, 24, 25)),
+    "Gather": Entry(selection.gather, (13,)),
     "Gemm": Entry(linear.gemm, (13,)),
     "GlobalAveragePool": Entry(pooling.global_average_pool, (1, 22)),
     "MatMul": Entry(linear.matmul, (13,)),
     "MaxPool": Entry(pooling.max_pool, (12, 22)),
-    "Pad": Entry(shaping.pad, (13, 18, 19, 21, 23, 24, 25)),
+    "Pad": Entry(padding.pad, (13, 18, 19, 21, 23, 24, 25)),
     "ReduceMean": Entry(reduction.reduce_mean, (13, 18)),
     "Relu": Entry(activation.relu, (14,)),
     "Reshape": Entry(shaping.reshape, (14, 19, 21, 23, 24, 25)),
+    "Resize": Entry(resize.resize, (13, 18, 19)),
+    "Slice": Entry(selection.slice_, (13,)),
+    "SpaceToDepth": Entry(shaping.space_to_depth, (13, 28)),
+    "Split": Entry(shaping.split, (13, 18), every_output=True),
+    "Squeeze": Entry(shaping.squeeze, (13, 21, 23, 24, 25)),
+    "Transpose": Entry(shaping.transpose, (13, 21, 23, 24, 25)),
+    "Unsqueeze": Entry(shaping.squeeze, (13, 21, 23, 24, 25)),
 }
 
 

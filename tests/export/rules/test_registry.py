@@ -16,8 +16,11 @@ FAMILIES = (
     "convolution",
     "linear",
     "normalization",
+    "padding",
     "pooling",
     "reduction",
+    "resize",
+    "selection",
     "shaping",
 )
 
