@@ -13,6 +13,7 @@ from onnx.reference.op_run import OpRun
 from engine.errors import EngineError, VerificationError
 from engine.export.evaluate_normalization import NORMALIZATIONS
 from engine.export.graph import constant_array, int_attribute
+from engine.export.resampling import Resize
 from engine.export.windows import resolve_pads, transposed_pads
 
 Array64 = NDArray[np.float64]
@@ -124,7 +125,19 @@ def function(model: ir.Model) -> Callable[..., list[Array64]]:
 
 def _own_operators() -> list[type[OpRun]]:
     """List the operators that replace onnx's own, and say in their docstrings why."""
-    return [AveragePool, Conv, ConvTranspose, Erf, Gelu, GlobalMaxPool, LogSoftmax, MaxPool, Pad, *NORMALIZATIONS]
+    return [
+        AveragePool,
+        Conv,
+        ConvTranspose,
+        Erf,
+        Gelu,
+        GlobalMaxPool,
+        LogSoftmax,
+        MaxPool,
+        Pad,
+        Resize,
+        *NORMALIZATIONS,
+    ]
 
 
 class Conv(OpRun):

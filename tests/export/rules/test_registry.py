@@ -17,9 +17,12 @@ FAMILIES = (
     "elementwise",
     "linear",
     "normalization",
+    "padding",
     "pooling",
     "quantization",
     "reduction",
+    "resize",
+    "selection",
     "shaping",
     "softmax",
 )
