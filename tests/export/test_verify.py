@@ -7,8 +7,9 @@ import pytest
 
 from engine.errors import VerificationError
 from engine.export import compile as compilation
-from engine.export import differentiate, evaluate, export, link, windows
+from engine.export import differentiate, export, link, windows
 from engine.export.graph import GraphBuilder, input_at
+from engine.export.operators import pooling
 from engine.export.rules import RULES, Entry
 from engine.export.split import Block
 from engine.export.verify import (
@@ -199,7 +200,7 @@ def test_mistake_that_the_evaluator_shares_with_the_rules_is_found(
         return (end, begin) if auto_pad == "SAME_UPPER" else (begin, end)
 
     monkeypatch.setattr(windows, "resolve_pads", wrong)
-    monkeypatch.setattr(evaluate, "resolve_pads", wrong)
+    monkeypatch.setattr(pooling, "resolve_pads", wrong)
     assert refusal(model).startswith("onnx's reference implementation and ONNX Runtime disagree about the blocks by ")
 
 

@@ -55,6 +55,3 @@ class MeanVarianceNormalization(OpRun):
     def _run(self, x: Array64, *, axes: Sequence[int]) -> tuple[Array64]:
         centred = x - x.mean(axis=tuple(axes), keepdims=True)
         return (centred / (np.sqrt(np.mean(centred**2, axis=tuple(axes), keepdims=True)) + 1e-9),)
-
-
-NORMALIZATIONS: tuple[type[OpRun], ...] = (GroupNormalization, LRN, LpNormalization, MeanVarianceNormalization)
