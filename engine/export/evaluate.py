@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from engine.errors import EngineError, UnsupportedOpError, VerificationError
-from engine.export.windows import resolve_pads
+from engine.errors import EngineError, VerificationError
+from engine.export.evaluate_normalization import NORMALIZATIONS
+from engine.export.windows import resolve_pads, transposed_pads
 
 Array64 = NDArray[np.float64]
 _PAD_MODES: dict[str, Literal["edge", "reflect", "wrap"]] = {"edge": "edge", "reflect": "reflect", "wrap": "wrap"}
@@ -36,7 +37,8 @@ def in_float64(model: ir.Model) -> ir.Model:
 
 def function(model: ir.Model) -> Callable[..., list[Array64]]:
     """Return the model as a function of its inputs, in order, that returns its outputs, in order."""
-    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=[AveragePool, ConvTranspose, MaxPool, Pad])
+    operators: list[type[OpRun]] = [AveragePool, ConvTranspose, MaxPool, Pad, *NORMALIZATIONS]
+    evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=operators)
     names = [str(value.name) for value in model.graph.inputs]
 
     def call(*inputs: Array64) -> list[Array64]:
@@ -79,11 +81,8 @@ class ConvTranspose(OpRun):
         kernel, strides, dilations = w.shape[2:], strides or (1, 1), dilations or (1, 1)
         reach = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(size, strides, dilations, kernel, strict=True)]
         full = [r + p for r, p in zip(reach, output_padding or (0, 0), strict=True)]
-        pads = pads or (0, 0, 0, 0)
-        if output_shape or auto_pad.startswith("SAME"):
-            raise UnsupportedOpError(
-                "a ConvTranspose with auto_pad or output_shape is not verified; expected explicit pads"
-            )
+        same = [o * s for o, s in zip(size, strides, strict=True)]
+        begin, end = transposed_pads(auto_pad, pads or (0, 0, 0, 0), output_shape or (), same, full)
         rows = x.reshape(n, group, channels // group, -1)
         taps = w.reshape(group, channels // group, *w.shape[1:])
         out = np.zeros((n, group, w.shape[1], *full), x.dtype)
@@ -93,7 +92,7 @@ class ConvTranspose(OpRun):
             place = place[..., right : right + (size[1] - 1) * strides[1] + 1 : strides[1]]
             place += np.matmul(taps[..., i, j].swapaxes(1, 2), rows).reshape(*out.shape[:3], *size)
         out = out.reshape(n, -1, *full)
-        out = out[:, :, pads[0] : full[0] - pads[2], pads[1] : full[1] - pads[3]]
+        out = out[:, :, begin[0] : full[0] - end[0], begin[1] : full[1] - end[1]]
         return (out if b is None else out + b[:, None, None],)
 
 

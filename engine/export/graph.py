@@ -49,6 +49,52 @@ def input_at(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
+def fixed_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """Return the sizes of all axes of a value, or None if one is unknown.
+
+    Parameters have known sizes: constants, and what is computed from constants alone. Activations have not: their
+    batch is symbolic.
+    """
+    shape = value.shape if value.const_value is None else value.const_value.shape
+    if shape is None or not all(isinstance(size, int) for size in shape):
+        return None
+    return tuple(int(str(size)) for size in shape)
+
+
+def parameter_shape(node: ir.Node, index: int) -> tuple[int, ...]:
+    """Return the sizes of the parameter at input `index` of the node.
+
+    Raises:
+        UnsupportedOpError: The input is an activation.
+        ModelError: The node lacks it.
+    """
+    value = input_at(node, index)
+    shape = fixed_shape(value)
+    if shape is None:
+        raise UnsupportedOpError(
+            f"{describe(node)}: input {index} ({value.name!r}) has shape {value.shape}; expected a constant, of known "
+            "size on every axis"
+        )
+    return shape
+
+
+def expect_activation_first(node: ir.Node, index: int, *parameters: str) -> None:
+    """Check that a gradient is asked for at input 0, where all other inputs are parameters.
+
+    Args:
+        node: The node.
+        index: The input that the gradient is asked for at.
+        parameters: What the inputs from 1 on are called.
+
+    Raises:
+        UnsupportedOpError: A parameter is computed from the image.
+    """
+    if index != 0:
+        raise UnsupportedOpError(
+            f"{describe(node)}: its {parameters[index - 1]} is computed from the image; expected a constant"
+        )
+
+
 def constant_array(node: ir.Node, index: int) -> NDArray[np.generic] | None:
     """Return the constant at input `index` of the node, or None if that optional input is absent.
 
@@ -78,9 +124,9 @@ def ints_attribute(node: ir.Node, name: str, default: Sequence[int]) -> tuple[in
 
 
 def float_attribute(node: ir.Node, name: str, default: float) -> float:
-    """Return a float attribute or its default of the ONNX specification."""
+    """Return a float attribute or its default of the ONNX specification, both of float32 precision."""
     attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_float()
+    return float(np.float32(default if attribute is None else attribute.as_float()))
 
 
 def string_attribute(node: ir.Node, name: str, default: str) -> str:

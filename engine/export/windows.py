@@ -54,6 +54,18 @@ class Windows:
         return [(row, column) for row in rows for column in columns]
 
 
+def expect_images(node: ir.Node, spatial: Sequence[int]) -> None:
+    """Check that a node works on images, by the sizes of its spatial axes.
+
+    Raises:
+        UnsupportedOpError: The sizes are not two.
+    """
+    if len(spatial) != 2:
+        raise UnsupportedOpError(
+            f"{describe(node)}: has {len(spatial)} spatial axes; expected 2, since feature maps are images"
+        )
+
+
 def windows_of(node: ir.Node, kernel: tuple[int, ...]) -> Windows:
     """Read the windows of a Conv, MaxPool or AveragePool node, with `auto_pad` resolved.
 
@@ -64,10 +76,7 @@ def windows_of(node: ir.Node, kernel: tuple[int, ...]) -> Windows:
     Raises:
         UnsupportedOpError: The windows are not two-dimensional.
     """
-    if len(kernel) != 2:
-        raise UnsupportedOpError(
-            f"{describe(node)}: has {len(kernel)} spatial axes; expected 2, since feature maps are images"
-        )
+    expect_images(node, kernel)
     source, result = node.inputs[0], node.outputs[0]
     if source is None:
         raise UnsupportedOpError(f"{describe(node)}: has no input 0; expected an activation [N, C, H, W]")
@@ -120,6 +129,28 @@ def resolve_pads(
     if auto_pad == "VALID":
         return (0, 0), (0, 0)
     total = [max(0, (-(-n // s) - 1) * s + e - n) for n, s, e in zip(size, stride, extent, strict=True)]
+    less, more = _pair(t // 2 for t in total), _pair(t - t // 2 for t in total)
+    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+
+
+def transposed_pads(
+    auto_pad: str, pads: Sequence[int], output_shape: Sequence[int], size: Sequence[int], full: Sequence[int]
+) -> tuple[Pair, Pair]:
+    """Return what a ConvTranspose crops before and after, in rows and columns.
+
+    Source: ONNX operator specification, ConvTranspose: `output_shape` before `auto_pad`, which makes outputs of input
+    size times stride, before `pads`. Nothing is cropped where the output would have to grow.
+
+    Args:
+        auto_pad: The attribute.
+        pads: The attribute.
+        output_shape: The attribute; empty if absent.
+        size: What SAME_UPPER and SAME_LOWER make the output: input size times stride.
+        full: Size of the output before cropping, with `output_padding`.
+    """
+    if not output_shape and not auto_pad.startswith("SAME"):
+        return ((0, 0), (0, 0)) if auto_pad == "VALID" else (_pair(pads[:2]), _pair(pads[2:]))
+    total = [max(0, f - n) for f, n in zip(full, output_shape or size, strict=True)]
     less, more = _pair(t // 2 for t in total), _pair(t - t // 2 for t in total)
     return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
 

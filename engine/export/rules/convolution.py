@@ -1,12 +1,22 @@
-"""Gradient rule of Conv: the gradient of a convolution is a convolution."""
+"""Gradient rules of Conv and ConvTranspose: the gradient of a convolution is a convolution."""
 
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from engine.errors import UnsupportedOpError
-from engine.export.graph import GraphBuilder, constant_array, describe, input_at, int_attribute
-from engine.export.windows import Windows, pad_spatial, windows_of
+from engine.export.graph import (
+    GraphBuilder,
+    describe,
+    expect_activation_first,
+    input_at,
+    int_attribute,
+    ints_attribute,
+    parameter_shape,
+    static_shape,
+    string_attribute,
+)
+from engine.export.windows import Windows, expect_images, pad_spatial, transposed_pads, windows_of
 
 
 def conv(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:
@@ -16,15 +26,12 @@ def conv(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) ->
     depthwise weights. Any other stride is a ConvTranspose with the weight as it is. The flipping is left to the
     graph (ONNX Runtime folds it when it loads), so that a bundle holds each weight once.
     """
-    if index == 2:
-        raise UnsupportedOpError(f"{describe(node)}: its bias is computed from the image; expected a constant")
-    weight = constant_array(node, 1)
-    if weight is None:
-        raise UnsupportedOpError(f"{describe(node)}: has no weight; expected a constant as input 1")
+    expect_activation_first(node, index, "weight", "bias")
+    shape = parameter_shape(node, 1)
     group = int_attribute(node, "group", 1)
-    windows = windows_of(node, weight.shape[2:])
+    windows = windows_of(node, shape[2:])
     if windows.stride == (1, 1):
-        return _flipped_conv(g, node, dys[0], weight.shape, windows, group)
+        return _flipped_conv(g, node, dys[0], shape, windows, group)
     output_padding = [
         n + b + e - r for n, b, e, r in zip(windows.input, windows.begin, windows.end, windows.reach, strict=True)
     ]
@@ -38,6 +45,41 @@ def conv(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) ->
         pads=(*windows.begin, *windows.end),
         output_padding=output_padding,
         group=group,
+    )
+
+
+def conv_transpose(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:
+    """dx = dy ⋆ W: a Conv with the same weight, strides, dilations and groups."""
+    expect_activation_first(node, index, "weight", "bias")
+    kernel = parameter_shape(node, 1)[2:]
+    expect_images(node, kernel)
+    size, output = static_shape(input_at(node, 0))[1:], static_shape(node.outputs[0])[1:]
+    stride, dilation = (ints_attribute(node, name, (1, 1)) for name in ("strides", "dilations"))
+    reach = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(size, stride, dilation, kernel, strict=True)]
+    begin, end = transposed_pads(
+        string_attribute(node, "auto_pad", "NOTSET"),
+        ints_attribute(node, "pads", (0, 0, 0, 0)),
+        ints_attribute(node, "output_shape", ()),
+        [n * s for n, s in zip(size, stride, strict=True)],
+        full := [r + p for r, p in zip(reach, ints_attribute(node, "output_padding", (0, 0)), strict=True)],
+    )
+    if any(f - b - e != n for f, b, e, n in zip(full, begin, end, output, strict=True)):
+        raise UnsupportedOpError(
+            f"{describe(node)}: has output_shape {list(output)}; expected at most {full}, what its windows reach"
+        )
+    # Rows and columns beyond the windows' reach (output_padding) see no input. Less than a stride of them is no window.
+    missing = [r - n - b for r, n, b in zip(reach, output, begin, strict=True)]
+    crop = [m if -m >= s else 0 for m, s in zip(missing, stride, strict=True)]
+    dy = pad_spatial(g, dys[0], (0, 0), (crop[0], crop[1]))
+    return g.op(
+        "Conv",
+        dy,
+        input_at(node, 1),
+        kernel_shape=kernel,
+        strides=stride,
+        dilations=dilation,
+        pads=[*begin, *(max(amount, 0) for amount in missing)],
+        group=int_attribute(node, "group", 1),
     )
 
 

@@ -7,8 +7,8 @@ import onnx_ir as ir
 from engine.errors import UnsupportedOpError
 from engine.export.graph import (
     GraphBuilder,
-    constant_array,
     describe,
+    fixed_shape,
     float_attribute,
     input_at,
     int_attribute,
@@ -22,11 +22,10 @@ def gemm(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) ->
         raise UnsupportedOpError(
             f"{describe(node)}: expected the activation as input A, with transA = 0, and constants as B and C"
         )
-    constant_array(node, 1)
     return g.op(
         "Gemm",
         dys[0],
-        node.inputs[1],
+        input_at(node, 1),
         alpha=float_attribute(node, "alpha", 1.0),
         transB=1 - int_attribute(node, "transB", 0),
     )
@@ -38,9 +37,9 @@ def matmul(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) 
     One factor is a constant matrix, or both are activations with the same leading axes.
     """
     here, other = input_at(node, index), input_at(node, 1 - index)
-    sizes = static_shape(here)
-    if other.const_value is not None:
-        rank = other.const_value.shape.rank()
+    sizes, fixed = static_shape(here), fixed_shape(other)
+    if fixed is not None:
+        rank = len(fixed)
         fits = rank == 2 and len(sizes) > index  # a matrix before [N, K] would mix the rows of the batch
     else:
         rank = 1 + len(sizes)
