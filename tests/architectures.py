@@ -2,13 +2,22 @@
 
 A plain random network is no test: a MobileNetV3 has logits of 4e-16, a ResNet-50 saturates its softmax. So every
 network is normalised on photo-like images: batch normalisation by the statistics of those images, networks without it
-layer by layer, and the logits centred and scaled.
+layer by layer, and the logits centred and scaled on the image that is compared. As in a trained network, few classes
+come into question for an image: among a thousand equal ones each mask's score would be near 0.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+import engine
+from engine.export.torch_module import write_onnx
+from tests.comparison import Case
+from tests.models import Exported
+from tests.reference.network import TorchNetwork
 
 try:
     import torchvision
@@ -43,7 +52,8 @@ LAYERS: dict[str, tuple[tuple[int, int], ...]] = {
 
 _CALIBRATION_IMAGES = 12
 _LOGIT_SPREAD = 3.0
-_LARGEST_LOGIT = 10.0
+_LARGEST_LOGIT = 18.0
+_LIKELY_CLASSES = 20
 _SEED = 20102
 
 
@@ -76,27 +86,76 @@ def build(name: str, size: int = SIZE) -> nn.Module:
     weighted = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     *_, last = [module for module in weighted if isinstance(module, nn.Linear)] or weighted
 
-    hooks = [module.register_forward_hook(_standardise) for module in ([last] if norms else weighted)]
+    hooks = [module.register_forward_hook(_standardise) for module in ([] if norms else weighted)]
     for norm in norms:
         norm.train()
         norm.momentum = 1.0
     with torch.no_grad():
-        network(_masked_and_whole(size, _SEED))
+        network(torch.cat(_whole_and_masked(photo_like(_CALIBRATION_IMAGES, size, _SEED))))
+        network.eval()
         for hook in hooks:
             hook.remove()
-        logits = network.eval()(_masked_and_whole(size, _SEED + 2))
-        spread = float((logits - logits.mean(0)).square().mean().sqrt())
-        factor = min(_LOGIT_SPREAD / spread, _LARGEST_LOGIT / float(logits.abs().max()))
+        _forget_whether_masked(network, last, *_whole_and_masked(photo_like(_CALIBRATION_IMAGES, size, _SEED)))
+        whole, masked = _whole_and_masked(compared_image(size), masks=2 * _CALIBRATION_IMAGES)
+        hook = last.register_forward_hook(_standardise)
+        network(masked)
+        hook.remove()
+        spread = float(network(masked).std(0)[:_LIKELY_CLASSES].mean())
+        factor = min(_LOGIT_SPREAD / spread, _LARGEST_LOGIT / float(network(whole)[:, :_LIKELY_CLASSES].abs().max()))
         last.weight *= factor
         last.bias *= factor
+        for parameter in (last.weight, last.bias):
+            parameter[_LIKELY_CLASSES:] *= 0.1
+        last.bias[_LIKELY_CLASSES:] -= _LOGIT_SPREAD
     return network
 
 
-def _masked_and_whole(size: int, seed: int) -> Tensor:
-    """Photo-like images, whole and behind smooth masks."""
-    whole = photo_like(_CALIBRATION_IMAGES, size, seed)
-    masks = photo_like(_CALIBRATION_IMAGES, size, seed + 1)[:, :1]
-    return torch.from_numpy(np.concatenate([whole, whole / (1 + np.exp(-3 * masks))]))
+def compared_image(size: int = SIZE) -> NDArray[np.float32]:
+    """The image [1, 3, size, size] on which the engine is compared with the reference."""
+    return photo_like(1, size, _SEED + 2)
+
+
+def write(name: str, network: nn.Module, folder: Path) -> Path:
+    """Write an architecture with the weights of `build` as ONNX, as a user would: factory and state dict."""
+    weights, path = folder / f"{name}.pt", folder / f"{name}.onnx"
+    torch.save(network.state_dict(), weights)
+    write_onnx(f"torchvision.models:{name}", path, weights=weights, image_shape=(3, SIZE, SIZE))
+    weights.unlink()
+    return path
+
+
+def make_case(source: Path, bundle: Path) -> Case:
+    """Open an exported architecture; the target is the class whose score masks move most."""
+    model = Exported(source=source, explainer=engine.load(bundle), activation="softmax")
+    x, network = compared_image(), TorchNetwork(source)
+    _, masked = _whole_and_masked(x)
+    with torch.inference_mode():
+        logits = network.run(masked, network.outputs, dtype=torch.float32)[network.outputs[0]]
+    return Case(model, x, x, network, target=int(logits.softmax(1).std(0).argmax()))
+
+
+def _whole_and_masked(whole: NDArray[np.float32], masks: int = _CALIBRATION_IMAGES) -> tuple[Tensor, Tensor]:
+    """Images, and the same behind smooth masks of 0 to 1."""
+    shades = photo_like(masks, whole.shape[-1], _SEED + 1)[:, :1]
+    shades -= shades.min(axis=(2, 3), keepdims=True)
+    shades /= shades.max(axis=(2, 3), keepdims=True)
+    return torch.from_numpy(whole), torch.from_numpy(whole * shades)
+
+
+def _forget_whether_masked(network: nn.Module, last: nn.Conv2d | nn.Linear, whole: Tensor, masked: Tensor) -> None:
+    """Take from the last weights the direction in which masked images differ from whole ones.
+
+    Otherwise it drowns all others: every mask takes the image to the same few classes, and all scores are equal.
+    """
+    features: list[Tensor] = []
+    hook = last.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))
+    network(whole)
+    network(masked)
+    hook.remove()
+    apart, behind = (maps.flatten(2).mean((0, 2)) if maps.ndim == 4 else maps.mean(0) for maps in features)
+    direction = (apart - behind) / (apart - behind).norm()
+    flat = last.weight.flatten(1)
+    last.weight -= torch.outer(flat @ direction, direction).reshape(last.weight.shape)
 
 
 def _standardise(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -42,13 +42,17 @@ class Figures:
 
 @dataclass
 class Case:
-    """One image of one model: one run of the tapped graph, and reference scores that are computed once per channel."""
+    """One image and class of one model: one run of the tapped graph, and reference scores computed once per channel.
+
+    The class is the top-1 one unless another is named.
+    """
 
     model: Exported
     photo: Path | NDArray[np.float32]
     x: NDArray[np.float32]
     network: TorchNetwork
     rules: tuple[method.Rule, ...] = ("otsu",)
+    target: int = -1
     scored: dict[tuple[int, int], NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,7 +60,8 @@ class Case:
         self.layers = [layer.name for layer in bundle.layers]
         self.logits_name = bundle.manifest["output"]["name"]
         self.tapped = OnnxRuntimeCpu().open(bundle.tapped)
-        self.logits, self.maps, self.alpha = self.tap([-1])
+        self.logits, self.maps, self.alpha = self.tap([self.target])
+        self.target = int(self.logits.argmax()) if self.target == -1 else self.target
 
     def tap(self, targets: Sequence[int]):
         """Run the tapped graph: logits [classes], F_l [C_l, h, w] and α_l [K, C_l]."""
@@ -68,7 +73,7 @@ class Case:
         """Values of the float32 run that decide: the tapped graph with more outputs, and the same average gradients."""
         names = self.network.decision_names([self.logits_name])
         model = expose(onnx.load(self.model.explainer.bundle.tapped), names)
-        outputs = OnnxRuntimeCpu().open(model.SerializeToString()).run([self.x, np.array([-1])])
+        outputs = OnnxRuntimeCpu().open(model.SerializeToString()).run([self.x, np.array([self.target])])
         exposed = {value.name: array for value, array in zip(model.graph.output, outputs, strict=True)}
         for number, alpha in enumerate(self.alpha, start=1):
             np.testing.assert_array_equal(exposed[f"average_gradient_{number}"], alpha)
@@ -90,9 +95,8 @@ class Case:
 
     def check_companions(self, evaluate: Evaluate) -> float:
         """(a) Compare companions that were generated in float64 with float64 autograd; return the largest distance."""
-        top = int(self.logits.argmax())
-        reference = method.average_gradients(self.network, self.x, top, self.layers, self.logits_name)
-        found = float64_gradients(self.model.explainer.bundle, self.x, top, evaluate)
+        reference = method.average_gradients(self.network, self.x, self.target, self.layers, self.logits_name)
+        found = float64_gradients(self.model.explainer.bundle, self.x, self.target, evaluate)
         distances = []
         for name, average, expected in zip(self.layers, found, reference, strict=True):
             distances.append(float(np.linalg.norm(average - expected) / np.linalg.norm(expected)))
@@ -101,8 +105,9 @@ class Case:
 
     def check_average_gradients(self) -> float:
         """(b) Compare float32 average gradients with float64 autograd that repeats this run's decisions."""
-        top = int(self.logits.argmax())
-        reference = method.average_gradients(self.network, self.x, top, self.layers, self.logits_name, self.decisions())
+        reference = method.average_gradients(
+            self.network, self.x, self.target, self.layers, self.logits_name, self.decisions()
+        )
         return agreement.assert_alpha([alpha[0] for alpha in self.alpha], reference)
 
     def check(
