@@ -32,8 +32,8 @@ $(VENV)/.demo: pyproject.toml
 $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,demo,dev]'
-	# The tests take its architectures, in plain Python. Alone, since it asks for one exact build of torch and would
-	# replace the one above, which may be a build for CPUs.
+	# The tests need its architectures, which are plain Python. Without its dependencies: its compiled operators, which no
+	# classifier uses, belong to one build of torch, and pip would replace the build above to suit them.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.29.2
 	touch $@
 

@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import engine
 from engine.export import export
+from tests.comparison import Case
 from tests.models import Exported
 from tests.reference import method
 from tests.reference.network import TorchNetwork
-from tests.test_agreement import Case
 
 SIZE = 12
 

@@ -11,9 +11,9 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -112,10 +112,12 @@ def _make(factory: str) -> torch.nn.Module:
 
 def _load_weights(module: torch.nn.Module, path: Path) -> None:
     """Load a state dict, without unpickling anything but tensors; every key must fit."""
+    from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
     state = _read_state_dict(path)
     own = module.state_dict().keys()
     if all(key.startswith(_PARALLEL) for key in state) and not any(key.startswith(_PARALLEL) for key in own):
-        state = {key.removeprefix(_PARALLEL): tensor for key, tensor in state.items()}
+        consume_prefix_in_state_dict_if_present(state, _PARALLEL)
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as err:  # shapes that differ: one line each, below a headline
@@ -144,29 +146,27 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: cannot be loaded as plain tensors: {_pickle_reason(err)}; expected a state dict, written by "
             "torch.save(module.state_dict(), FILE)"
         ) from err
-    if isinstance(content, Mapping):
-        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not content:
+    if isinstance(content, dict):
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    if not isinstance(content, dict) or not content:
         raise OptionError(f"{path}: holds {_shown(content)}; expected a state dict, tensors by name")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise OptionError(f"{path}: entry {key!r} is a {type(value).__name__}; expected a state dict of tensors")
-    return dict(content)
+    return cast("dict[str, torch.Tensor]", content)  # not a copy, which would lose the versions of its modules
 
 
 def _export(factory: str, module: torch.nn.Module, image_shape: tuple[int, int, int]) -> ir.Model:
     import torch
 
     images = torch.zeros(2, *image_shape)  # torch takes a size of 1 for a fixed one
+    dynamic = ({0: torch.export.Dim("batch")},)
     try:
         with _silence():
+            exported = torch.export.export(module, (images,), dynamic_shapes=dynamic)
+            _pool_by_mean(exported)
             program = torch.onnx.export(
-                module,
-                (images,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["image"],
-                verbose=False,
+                exported, dynamo=True, dynamic_shapes=dynamic, input_names=["image"], verbose=False
             )
     except Exception as err:  # the exporter passes on whatever the module's own code raises
         reason: BaseException = err
@@ -180,6 +180,19 @@ def _export(factory: str, module: torch.nn.Module, image_shape: tuple[int, int, 
         raise ModelError(f"factory {factory!r}: torch exported nothing; expected an ONNX program")
     model: ir.Model = program.model
     return model
+
+
+def _pool_by_mean(exported: torch.export.ExportedProgram) -> None:
+    """Write each average pooling to 1×1 as the mean over H and W that it is.
+
+    torch decomposes it by itself too, but then, for a tensor whose channels lie last in memory (ConvNeXt), also copies
+    strides that ONNX knows nothing of: by a Gather whose indices are computed from the batch size.
+    """
+    import torch
+
+    for node in exported.graph.nodes:
+        if node.target is torch.ops.aten.adaptive_avg_pool2d.default and set(node.args[1]) == {1}:
+            node.target, node.args = torch.ops.aten.mean.dim, (node.args[0], [-1, -2], True)
 
 
 def _strip(model: ir.Model) -> None:
@@ -224,7 +237,7 @@ def _pickle_reason(err: Exception) -> str:
 
 
 def _shown(content: object) -> str:
-    return "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    return "nothing" if isinstance(content, dict) else f"a {type(content).__name__}"
 
 
 def _listed(keys: list[str]) -> str:

@@ -45,6 +45,14 @@ def classifier():
     made.features[1].running_var.uniform_(0.5, 2)
     return made
 
+class Versioned(Classifier):
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version {local_metadata.get('version')}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
 class Several(Classifier):
     def forward(self, x):
         maps = self.features(x)
@@ -162,6 +170,17 @@ def test_weights_replace_the_modules_own(tmp_path: Path, random: np.random.Gener
     weights, path = tmp_path / "weights.pt", tmp_path / "model.onnx"
     torch.save(wrap({f"{prefix}{key}": tensor for key, tensor in trained.state_dict().items()}), weights)
     write_onnx("classifiers:classifier", path, weights=weights, image_shape=SHAPE)
+    assert_equals(path, trained, random)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_weights_keep_the_versions_of_their_modules(
+    tmp_path: Path, random: np.random.Generator, parallel: bool
+) -> None:
+    trained = make("Versioned")
+    weights, path = tmp_path / "weights.pt", tmp_path / "model.onnx"
+    torch.save((torch.nn.DataParallel(trained) if parallel else trained).state_dict(), weights)
+    write_onnx("classifiers:Versioned", path, weights=weights, image_shape=SHAPE)
     assert_equals(path, trained, random)
 
 

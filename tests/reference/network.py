@@ -1,7 +1,7 @@
 """An ONNX classifier interpreted in torch, node by node: values and float64 gradients for the tests.
 
-Conventions at kinks (design.md, section 5): ReLU has gradient 0 at 0, Clip 0 at both bounds, MaxPool gives
-the gradient to the first maximum in row-major order.
+Conventions at kinks (design.md, section 5): ReLU has gradient 0 at 0, Clip and HardSigmoid 0 at both bounds,
+HardSwish 0 at -3 and 1 at 3, MaxPool gives the gradient to the first maximum in row-major order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .operators import OPERATORS, Node
 
-DECIDED_BY = {"Relu": "output", "Clip": "output", "MaxPool": "input"}
+DECIDED_BY = {"Clip": "output", "HardSigmoid": "output", "HardSwish": "input", "MaxPool": "input", "Relu": "output"}
 """Operators that decide something per element, and the tensor that shows what they decided."""
 
 
@@ -85,7 +85,7 @@ class TorchNetwork:
             outputs: Names of the tensors to return.
             dtype: Type of the whole computation.
             decisions: Values of a float32 run by tensor name, at least `decision_names(outputs)`. The active
-                set of Relu and Clip and the position of each maximum come from there, values from this run.
+                set of Relu, Clip and their kin and the position of each maximum come from there, values from this run.
 
         Raises:
             ValueError: A name in `outputs` or a needed name in `decisions` is missing, or a shape differs.
@@ -106,7 +106,8 @@ class TorchNetwork:
             elif torch.is_inference_mode_enabled() and node.op in ("Relu", "Clip"):
                 # Much of the time is memory traffic: reuse a convolution's result that nobody else reads.
                 options["overwrite"] = uses[source] == 1 and made_by.get(source) == "Conv"
-            values[node.outputs[0]] = OPERATORS[node.op](node, *inputs, **options)
+            made = OPERATORS[node.op](node, *inputs, **options)
+            values |= zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True)
             remaining.subtract(node.inputs)
             for name in set(node.inputs):
                 if remaining[name] == 0 and name not in constants:

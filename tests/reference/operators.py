@@ -1,9 +1,9 @@
 """ONNX operators in torch, one function each, written from the operator specification.
 
 Each function receives the node and its input tensors in the node's order (None for an absent optional one).
-The three operators that decide something per element (Relu, Clip, MaxPool) also take `decision`: the values
-of a float32 run that decides in their place (design.md, Agreement (b)). Relu and Clip also take `overwrite`,
-which lets them reuse their input's memory.
+The operators that decide something per element (`network.DECIDED_BY`) also take `decision`: the values of a
+float32 run that decides in their place (design.md, Agreement (b)). Relu and Clip also take `overwrite`, which
+lets them reuse their input's memory.
 """
 
 from __future__ import annotations
@@ -192,6 +192,35 @@ def clip(
     return torch.where((judged > lo) & (judged < hi), x, judged.clamp(lo, hi).to(x.dtype))
 
 
+def hard_sigmoid(node: Node, x: Tensor, *, decision: Tensor | None = None) -> Tensor:
+    """max(0, min(1, alpha x + beta)); gradient 0 outside and at both bounds."""
+    line = node.get("alpha", 0.2) * x + node.get("beta", 0.5)
+    judged = (line if decision is None else decision).detach()
+    return torch.where((judged > 0) & (judged < 1), line, judged.clamp(0, 1).to(x.dtype))
+
+
+def hard_swish(_: Node, x: Tensor, *, decision: Tensor | None = None) -> Tensor:
+    """x max(0, min(1, x/6 + 1/2)); gradient 0 for x <= -3, 1 for x >= 3."""
+    judged = (x if decision is None else decision).detach()
+    inner = torch.where(judged >= 3, x, x * (x / 6 + 0.5))
+    return torch.where(judged <= -3, torch.zeros_like(x), inner)
+
+
+def gelu(node: Node, x: Tensor) -> Tensor:
+    """x Phi(x) with the normal distribution Phi, or its approximation by tanh."""
+    approximate = node.get("approximate", b"none").decode()
+    if approximate == "none":
+        return x * (1 + torch.erf(x * 2**-0.5)) / 2
+    if approximate == "tanh":
+        return x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
+    raise node.refuse(f"approximate '{approximate}' is unknown")
+
+
+def mul(_: Node, a: Tensor, b: Tensor) -> Tensor:
+    """Product with broadcasting."""
+    return a * b
+
+
 def add(_: Node, a: Tensor, b: Tensor) -> Tensor:
     """Sum with broadcasting."""
     return a + b
@@ -227,6 +256,17 @@ def batch_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean
     return functional.batch_norm(x, mean, var, scale, bias, training=False, eps=node.get("epsilon", 1e-5))
 
 
+def layer_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias; the statistics over the axes from `axis` on."""
+    if len(node.outputs) > 1:
+        raise node.refuse("second output (Mean) is not supported")
+    over = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
+    centred = x - x.mean(over, keepdim=True)
+    variance = centred.square().mean(over, keepdim=True)
+    result = centred / torch.sqrt(variance + node.get("epsilon", 1e-5)) * scale
+    return result if bias is None else result + bias
+
+
 def global_average_pool(_: Node, x: Tensor) -> Tensor:
     """Mean over all axes after N, C."""
     return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
@@ -256,6 +296,20 @@ def matmul(_: Node, a: Tensor, b: Tensor) -> Tensor:
 def concat(node: Node, *xs: Tensor) -> Tensor:
     """Concatenation along an axis."""
     return torch.cat(xs, dim=node.attributes["axis"])
+
+
+def split(node: Node, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Parts along an axis: of the given sizes, else equal ones, the last smaller where they do not divide the axis."""
+    axis = node.get("axis", 0)
+    if sizes is not None:
+        return x.split(sizes.tolist(), dim=axis)
+    count = node.get("num_outputs", len(node.outputs))
+    return x.split(-(-x.shape[axis] // count), dim=axis)
+
+
+def transpose(node: Node, x: Tensor) -> Tensor:
+    """Axes in the order `perm`, by default reversed."""
+    return x.permute(tuple(node.get("perm", range(x.ndim)[::-1])))
 
 
 def pad(
@@ -307,7 +361,7 @@ def dropout(node: Node, x: Tensor, _ratio: Tensor | None = None, training_mode: 
     return x
 
 
-OPERATORS: dict[str, Callable[..., Tensor]] = {
+OPERATORS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Add": add,
     "AveragePool": average_pool,
     "BatchNormalization": batch_normalization,
@@ -316,18 +370,25 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": conv,
     "Dropout": dropout,
     "Flatten": flatten,
+    "Gelu": gelu,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": hard_swish,
     "Identity": identity,
+    "LayerNormalization": layer_normalization,
     "LogSoftmax": log_softmax,
     "MatMul": matmul,
     "MaxPool": max_pool,
+    "Mul": mul,
     "Pad": pad,
     "ReduceMean": reduce_mean,
     "Relu": relu,
     "Reshape": reshape,
     "Sigmoid": sigmoid,
     "Softmax": softmax,
+    "Split": split,
     "Squeeze": squeeze,
+    "Transpose": transpose,
 }
 """Every operator but Constant, which has no input and is read when the network is made."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from .network import TorchNetwork, expose
+from .network import DECIDED_BY, TorchNetwork, expose
 from .operators import OPERATORS
 
 Array = NDArray[Any]
@@ -75,6 +75,7 @@ class Case:
     inputs: tuple[str, ...] = ("x",)
     constants: dict[str, Array] = field(default_factory=dict)
     opset: int = 17
+    outputs: int = 1
     evaluator_errs: str = ""
     """How onnx.reference 1.23 departs from the specification; ONNX Runtime is the only witness then."""
     runtime_errs: str = ""
@@ -82,7 +83,8 @@ class Case:
 
     def model(self, elem_type: int = TensorProto.DOUBLE) -> onnx.ModelProto:
         """The operator alone in a graph."""
-        node = helper.make_node(self.op, list(self.inputs), ["y"], **self.attributes)
+        others = [f"y{number}" for number in range(1, self.outputs)]
+        node = helper.make_node(self.op, list(self.inputs), [*others, "y"], **self.attributes)
         return make_model([node], self.shape, self.constants, opset=self.opset, elem_type=elem_type)
 
 
@@ -117,6 +119,8 @@ CASES = [
     Case("Conv", (1, 4, 8, 7), {"auto_pad": "VALID", "strides": [3, 2]}, ("x", "w", "b"), W3),
     Case("BatchNormalization", (2, 4, 3, 5), {"epsilon": 0.02}, BN, STATS),
     Case("BatchNormalization", (2, 4), {}, BN, STATS),
+    Case("LayerNormalization", (2, 3, 5), {"epsilon": 0.02}, ("x", "s", "b"), {"s": values(5), "b": values(5) + 1}),
+    Case("LayerNormalization", (2, 3, 5), {"axis": 1}, ("x", "s"), {"s": values(3, 5)}),
     Case("Relu", (2, 3, 4, 4)),
     Case("Clip", (2, 3, 4, 4), {}, ("x", "lo", "hi"), {"lo": np.array(-0.3), "hi": np.array(0.6)}),
     Case("Clip", (2, 3, 4, 4), {}, ("x", "", "hi"), {"hi": np.array(0.2)}),
@@ -124,6 +128,11 @@ CASES = [
     Case("Clip", (2, 3, 4, 4)),
     Case("Clip", (2, 3, 4, 4), {}, ("x", "lo", "hi"), {"lo": np.array(0.5), "hi": np.array(-0.5)}),
     Case("Clip", (2, 3, 4, 4), {"min": -0.25, "max": 0.5}, opset=9),
+    Case("HardSigmoid", (2, 3, 4, 4)),
+    Case("HardSigmoid", (2, 3, 4, 4), {"alpha": 0.7, "beta": 0.3}),
+    Case("HardSwish", (4, 3, 8, 8), {}),
+    Case("Gelu", (2, 3, 4), opset=20),
+    Case("Gelu", (2, 3, 4), {"approximate": "tanh"}, opset=20),
     Case("MaxPool", (2, 3, 7, 8), {"kernel_shape": [3, 2], "strides": [2, 2]}),
     Case("MaxPool", (2, 3, 7, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}),
     Case("MaxPool", (1, 3, 8, 9), {"kernel_shape": [3, 2], "pads": [1, 1, 0, 0], "dilations": [2, 3]}),
@@ -178,7 +187,14 @@ CASES = [
     Case("ReduceMean", (2, 3), {"noop_with_empty_axes": 1}, opset=18),
     Case("Add", (2, 3, 5, 4), {}, ("x", "c"), {"c": values(3, 1, 1)}),
     Case("Add", (3, 1), {}, ("c", "x"), {"c": values(2, 1, 4)}),
+    Case("Mul", (2, 3, 5, 4), {}, ("x", "c"), {"c": values(3, 1, 1)}),
+    Case("Mul", (3, 1), {}, ("c", "x"), {"c": values(2, 1, 4)}),
     Case("Concat", (2, 3, 5), {"axis": -2}, ("x", "c", "x"), {"c": values(2, 2, 5)}),
+    Case("Split", (2, 7, 3), {"axis": 1}, ("x", "s"), {"s": ints(2, 1, 4)}, outputs=3),
+    Case("Split", (2, 3, 6), {"axis": -1}, outputs=2),
+    Case("Split", (2, 7), {"axis": 1, "num_outputs": 3}, opset=18, outputs=3),
+    Case("Transpose", (2, 3, 4, 5), {"perm": [0, 2, 3, 1]}),
+    Case("Transpose", (2, 3, 4)),
     Case("Pad", (2, 3, 5, 4), {}, ("x", "p"), {"p": ints(0, 0, 1, 2, 0, 1, 0, 3)}),
     Case(
         "Pad",
@@ -263,7 +279,7 @@ def test_operator_gradient_equals_finite_differences(case: Case, generator: np.r
     assert torch.autograd.gradcheck(lambda t: network.run(t, ["y"])["y"], [x], eps=1e-6, atol=1e-7, fast_mode=True)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.op in ("Relu", "Clip", "MaxPool")], ids=name_case)
+@pytest.mark.parametrize("case", [c for c in CASES if c.op in DECIDED_BY], ids=name_case)
 def test_paths_with_and_without_gradient_agree(case: Case, generator: np.random.Generator) -> None:
     network = TorchNetwork(case.model())
     x = np.round(generator.standard_normal(case.shape), 1)
@@ -292,6 +308,18 @@ def test_clip_gradient_at_its_bounds_is_zero() -> None:
     bounds = {"lo": np.array(0.0), "hi": np.array(6.0)}
     model = make_model([helper.make_node("Clip", ["x", "lo", "hi"], ["y"])], (1, 5), bounds)
     np.testing.assert_array_equal(gradient_of_sum(model, np.array([[-1.0, 0.0, 3.0, 6.0, 7.0]])), [[0, 0, 1, 0, 0]])
+
+
+def test_hard_sigmoid_gradient_at_its_bounds_is_zero() -> None:
+    model = make_model([helper.make_node("HardSigmoid", ["x"], ["y"], alpha=0.5, beta=0.5)], (1, 5))
+    gradient = gradient_of_sum(model, np.array([[-2.0, -1.0, 0.5, 1.0, 2.0]]))
+    np.testing.assert_array_equal(gradient, [[0, 0, 0.5, 0, 0]])
+
+
+def test_hard_swish_gradient_at_its_kinks() -> None:
+    model = make_model([helper.make_node("HardSwish", ["x"], ["y"])], (1, 5))
+    gradient = gradient_of_sum(model, np.array([[-4.0, -3.0, 0.0, 3.0, 4.0]]))
+    np.testing.assert_array_equal(gradient, [[0, 0, 0.5, 1, 1]])
 
 
 @pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 1, 1, 1]])
@@ -330,6 +358,32 @@ def test_clip_takes_the_active_set_and_the_bound_from_decisions() -> None:
     y = one_output(TorchNetwork(model).run(x, ["y"], decisions={"y": decided}))
     np.testing.assert_array_equal(y, [[-1 - 1e-9, -1.0, 6 + 1e-9, 6.0, 2.0]])
     np.testing.assert_array_equal(gradient_of_sum(model, x, decisions={"y": decided}), [[1, 0, 1, 0, 1]])
+
+
+def test_hard_sigmoid_takes_the_active_set_from_decisions() -> None:
+    model = make_model([helper.make_node("HardSigmoid", ["x"], ["y"], alpha=0.5, beta=0.5)], (1, 3))
+    x = np.array([[1 + 1e-9, 1 - 1e-9, 0.0]])
+    decisions = {"y": np.array([[0.9999999, 1.0, 0.5]], dtype=np.float32)}
+    y = one_output(TorchNetwork(model).run(x, ["y"], decisions=decisions))
+    np.testing.assert_array_equal(y, [[1 + 5e-10, 1.0, 0.5]])
+    np.testing.assert_array_equal(gradient_of_sum(model, x, decisions=decisions), [[0.5, 0, 0.5]])
+
+
+def test_hard_swish_takes_its_piece_from_decisions() -> None:
+    nodes = [helper.make_node("Identity", ["x"], ["z"]), helper.make_node("HardSwish", ["z"], ["y"])]
+    model = make_model(nodes, (1, 3))
+    decisions = {"z": np.array([[3.0, 2.9999998, -3.0]], dtype=np.float32)}
+    gradient = gradient_of_sum(model, np.array([[3 - 1e-9, 3 + 1e-9, -3 + 1e-9]]), decisions=decisions)
+    np.testing.assert_allclose(gradient, [[1, 1.5, 0]], atol=1e-8)
+
+
+def test_split_gives_every_part(generator: np.random.Generator) -> None:
+    node = helper.make_node("Split", ["x", "s"], ["a", "b", "c"], axis=1)
+    model = make_model([node], (2, 7), {"s": ints(2, 1, 4)}, outputs=("a", "c"))
+    x = generator.standard_normal((2, 7))
+    parts = TorchNetwork(model).run(x, ["a", "c"])
+    np.testing.assert_array_equal(parts["a"], x[:, :2])
+    np.testing.assert_array_equal(parts["c"], x[:, 3:])
 
 
 def test_max_pool_takes_the_position_from_decisions_and_the_value_from_this_run() -> None:
@@ -461,6 +515,8 @@ UNSUPPORTED = [
     ),
     (helper.make_node("Conv", ["x", "w"], ["y"], name="n"), "received a weight of 3 axes"),
     (helper.make_node("Conv", ["x", "v"], ["y"], name="n", auto_pad="SAME"), "auto_pad 'SAME' is unknown"),
+    (helper.make_node("Gelu", ["x"], ["y"], name="n", approximate="erf"), "approximate 'erf' is unknown"),
+    (helper.make_node("LayerNormalization", ["x", "s"], ["y", "m"], name="n"), "second output \\(Mean\\) is not"),
     (helper.make_node("Dropout", ["x", "", "t"], ["y"], name="n"), "training_mode=1 is not supported"),
     (
         helper.make_node("BatchNormalization", ["x", "s", "s", "s", "s"], ["y"], name="n", training_mode=1),
