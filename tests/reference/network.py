@@ -161,6 +161,29 @@ def expose(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     return copy
 
 
+def quantization_left_out(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy of a quantized model that does not round: activations pass, constants become what they stand for."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in arrays:
+            values, scale, zero = (arrays[name].astype(np.float64) for name in node.input)
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+            shape = [-1 if place == axis and scale.size > 1 else 1 for place in range(values.ndim)]
+            numbers = (values - zero.reshape(shape)) * scale.reshape(shape)
+            graph.initializer.append(numpy_helper.from_array(numbers, node.output[0]))
+        elif node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            kept.append(onnx.helper.make_node("Identity", node.input[:1], node.output[:1]))
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+    return copy
+
+
 def _decider(node: Node) -> str | None:
     """Name of the tensor that shows what a node decided; None for a node that decides nothing."""
     if node.op not in DECIDED_BY:
