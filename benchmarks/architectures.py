@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.bundle import load_bundle
+from engine.bundle import Bundle, load_bundle
 from engine.export.evaluate import function
 from tests.architectures import LAYERS, SIZE, build, make_case, write
 from tests.reference import agreement
@@ -86,9 +86,10 @@ def write_source(name: str, folder: Path) -> Path:
     return write(name, build(name), folder)
 
 
-def export(source: Path, bundle: Path) -> dict[str, float]:
+def export(source: Path, bundle: Path, *options: str) -> dict[str, float]:
     """Run the command line of the exporter; its wall time and its peak of memory."""
     command = [sys.executable, "-m", "engine.export", str(source), "-o", str(bundle), "--activation", "softmax"]
+    command += options
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -106,11 +107,18 @@ def describe(name: str, path: Path) -> dict[str, Any]:
     layers = [(layer.channels, layer.height) for layer in bundle.layers]
     if layers != list(LAYERS[name]):
         raise ValueError(f"feature layers {layers}; expected {list(LAYERS[name])}")
-    checks = bundle.manifest["verification"]
     return {
         "layers": layers,
         "nodes": sum(sum(block["ops"].values()) for block in bundle.manifest["graphs"]["blocks"]),
         "bundle_mb": sum(file.stat().st_size for file in path.iterdir()) / 1e6,
+        **verification(bundle),
+    }
+
+
+def verification(bundle: Bundle) -> dict[str, float]:
+    """The worst of each kind of figure that the export measured."""
+    checks = bundle.manifest["verification"]
+    return {
         "forward_error": max(checks["forward_error"], checks["blocks_error"]),
         "gradient_error": max(checks["gradient_errors"].values()),
         "average_gradient_error": max(checks["average_gradient_errors"].values()),

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine.console import STATUS, run
+from engine.errors import OptionError
 from engine.export import ExportReport, export
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
@@ -20,13 +21,11 @@ def parse_size(text: str) -> tuple[int, ...]:
     """Read `224x320` or `1x28x28`.
 
     Raises:
-        BadParameter: The text is no size.
+        OptionError: The text is no size.
     """
     sizes = text.split("x")
     if len(sizes) not in (2, 3) or not all(size.isascii() and size.isdecimal() and int(size) > 0 for size in sizes):
-        raise typer.BadParameter(
-            f"{text!r} is no size; expected HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, such as 224x224"
-        )
+        raise OptionError(f"size {text!r} is none; expected HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, such as 224x224")
     return tuple(map(int, sizes))
 
 
@@ -59,11 +58,10 @@ def main(
         typer.Option("--output-name", help="The class scores, when the model has several outputs."),
     ] = None,
     size: Annotated[
-        tuple[int, ...] | None,
+        str | None,
         typer.Option(
             help="Image size, when the model leaves it open: HEIGHTxWIDTH, or CHANNELSxHEIGHTxWIDTH.",
             metavar="SIZE",
-            parser=parse_size,
         ),
     ] = None,
     weights: Annotated[
@@ -92,7 +90,7 @@ def main(
             activation=activation,
             layers=layer or (),
             output_name=output_name,
-            size=size,
+            size=None if size is None else parse_size(size),
             weights=weights,
             photo=photo,
             force=force,

@@ -273,3 +273,21 @@ def test_sizes_that_do_not_fit_are_one_line(random: np.random.Generator, tmp_pat
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_size_is_chosen(command, random: np.random.Generator, tmp_path: Path) -> None:
+    proto = small_cnn(random, ending="Softmax")
+    for axis, name in ((2, "h"), (3, "w")):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    model = written(proto, tmp_path)
+    code, out, err = command(model, "-o", tmp_path / "small.ada", "--size", "16x12")
+    assert (code, err) == (0, "")
+    assert "block1" in out
+    assert load_bundle(tmp_path / "small.ada").image_shape == (3, 16, 12)
+
+
+@pytest.mark.parametrize("size", ["224", "0x224", "224x-1", "3x4x5x6", "ax3", "", "²x3"])
+def test_size_that_is_none(size: str, command, model: Path, tmp_path: Path) -> None:
+    code, out, err = command(model, "-o", tmp_path / "small.ada", "--size", size)
+    assert (code, out) == (2, "")
+    assert err == (f"error: size {size!r} is none; expected HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, such as 224x224\n")
