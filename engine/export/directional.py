@@ -7,7 +7,7 @@ import numpy as np
 from engine.export.evaluate import Array64
 
 BOUND = 1e-3
-_STEPS = (1e-6, 1e-5, 1e-7)
+_STEPS = (1e-7, 1e-6, 1e-8, 1e-5, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13)
 _SEED = 20102
 
 
@@ -21,8 +21,8 @@ def directional_error(
     """Compare a companion with central differences of its block.
 
     Random weights on the block's outputs make a scalar function; its derivatives along random directions and along the
-    companion's own gradient are compared in L2, with the best of three step lengths (a step that crosses kinks of ReLU
-    or MaxPool spoils a difference, a too short one drowns in rounding).
+    companion's own gradient are compared in L2, with the best of several step lengths (a step that crosses kinks of
+    ReLU or MaxPool, or that is long beside the curvature, spoils a difference; a too short one drowns in rounding).
 
     Args:
         block: The block as a function of its input.
