@@ -24,7 +24,7 @@ import numpy as np
 
 from engine.bundle import Bundle, load_bundle
 from engine.export.evaluate import function
-from tests.architectures import LAYERS, SIZE, build, make_case, write
+from tests.architectures import ALPHA, LAYERS, SIZE, build, make_case, write
 from tests.reference import agreement
 
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "torchvision")
@@ -136,7 +136,7 @@ def compare(source: Path, bundle: Path) -> dict[str, Any]:
     return {
         "masks": result.scored,
         "agreement_a": case.check_companions(function),
-        "agreement_b": case.check_average_gradients(),
+        "agreement_b": case.check_average_gradients(ALPHA),
         "agreement_d_scores": figures.scores,
         "agreement_d_maps": figures.visualization_maps,
         "agreement_e_mean": figures.heatmap_mean,
@@ -182,7 +182,7 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", "## Agreement with the float64 reference", ""]
     lines += [
         "(a) float64 companions against float64 autograd, relative L2, at most 1e-8; (b) float32 average gradients, at "
-        "most 1e-5; (d) scores and visualization maps, largest difference, at most 1e-4; (e) heatmap, mean difference "
+        "most 3e-5; (d) scores and visualization maps, largest difference, at most 1e-4; (e) heatmap, mean difference "
         "at most 1e-4, and largest at most 1e-3 outside pixels near a threshold. (c) is yes or no, and yes for all.",
         "",
     ]

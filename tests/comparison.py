@@ -103,12 +103,12 @@ class Case:
             assert distances[-1] <= COMPANIONS, f"companions at {name}: relative L2 {distances[-1]:.3e}"
         return max(distances)
 
-    def check_average_gradients(self) -> float:
+    def check_average_gradients(self, bound: float = agreement.ALPHA) -> float:
         """(b) Compare float32 average gradients with float64 autograd that repeats this run's decisions."""
         reference = method.average_gradients(
             self.network, self.x, self.target, self.layers, self.logits_name, self.decisions()
         )
-        return agreement.assert_alpha([alpha[0] for alpha in self.alpha], reference)
+        return agreement.assert_alpha([alpha[0] for alpha in self.alpha], reference, bound)
 
     def check(
         self, result: engine.Explanation, alpha: Sequence[NDArray[np.float32]], rule: method.Rule, fusion: method.Fusion

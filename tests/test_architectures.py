@@ -14,7 +14,7 @@ from engine.export import export
 from engine.export.cut import feature_layers
 from engine.export.evaluate import function
 from engine.export.source import load_source
-from tests.architectures import LAYERS, SIZE, build, make_case, photo_like, write
+from tests.architectures import ALPHA, LAYERS, SIZE, build, make_case, photo_like, write
 from tests.comparison import Case
 from tests.reference import agreement
 from tests.reference.network import TorchNetwork
@@ -60,13 +60,13 @@ def test_the_reference_computes_what_the_module_computes(written: Written) -> No
     network = TorchNetwork(written.path)
     with torch.inference_mode():
         expected = written.network(torch.from_numpy(x)).numpy()
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.float32, torch.float64):  # centred logits show the rounding of all that cancels
             found = network.run(x, network.outputs, dtype=dtype)[network.outputs[0]].numpy()
-            assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
+            assert np.abs(found - expected).max() <= 2e-4 * np.abs(expected).max()
 
 
 def test_average_gradients_equal_float64_autograd(case: Case) -> None:
-    case.check_average_gradients()
+    case.check_average_gradients(ALPHA)
 
 
 def test_the_heatmap_equals_the_references(case: Case) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Pair = tuple[int, int]
+SIXTH = torch.tensor(1 / 6, dtype=torch.float32).item()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +201,9 @@ def hard_sigmoid(node: Node, x: Tensor, *, decision: Tensor | None = None) -> Te
 
 
 def hard_swish(_: Node, x: Tensor, *, decision: Tensor | None = None) -> Tensor:
-    """x max(0, min(1, x/6 + 1/2)); gradient 0 for x <= -3, 1 for x >= 3."""
+    """x max(0, min(1, x/6 + 1/2)); gradient 0 for x <= -3, 1 for x >= 3. The function body has 1/6 as a float32."""
     judged = (x if decision is None else decision).detach()
-    inner = torch.where(judged >= 3, x, x * (x / 6 + 0.5))
+    inner = torch.where(judged >= 3, x, x * (x * SIXTH + 0.5))
     return torch.where(judged <= -3, torch.zeros_like(x), inner)
 
 
