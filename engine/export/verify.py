@@ -20,7 +20,7 @@ from engine.export.split import Block
 FORWARD_BOUND = 1e-5
 HALF_BOUND = 2e-2
 LINK_BOUND = 1e-4
-CHAIN_BOUND = 1e-4
+CHAIN_BOUND = 1e-3
 _SEED = 20102
 _WIDER = 8.0
 
