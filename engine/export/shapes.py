@@ -26,6 +26,7 @@ _POOLS = frozenset({"AveragePool", "MaxPool"})
 _SHAPE_UNKNOWN_TO_ONNX = frozenset({"GroupNormalization"})  # it is that of the input
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _SHAPE, _SIZES, _SCALES = 1, 3, 2
+_WRITTEN_SIZES = {"Expand": _SHAPE, "Reshape": _SHAPE, "Resize": _SIZES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,14 @@ def free_batch(model: ir.Model, batch: int) -> None:
     g = GraphBuilder(model.graph, "batch")
     moving = from_image(model.graph)
     for node in list(model.graph):
-        for index in (_SHAPE, _SIZES):
-            value = node.inputs[index] if index < len(node.inputs) else None
-            if value is None or value.const_value is None or node.inputs[0] not in moving:
-                continue
-            argument = value.const_value.numpy()
-            sizes = inference.sizes(node.outputs[0].name)
-            if sizes and argument.size == len(sizes) and argument[0] == sizes[0] == batch:
-                _take_any_batch(g, node, index, argument, inference)
+        index = _WRITTEN_SIZES.get(node.op_type, len(node.inputs))
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None or value.const_value is None or node.inputs[0] not in moving:
+            continue
+        argument = value.const_value.numpy()
+        sizes = inference.sizes(node.outputs[0].name)
+        if sizes and argument.size == len(sizes) and argument[0] == sizes[0] == batch:
+            _take_any_batch(g, node, index, argument, inference)
 
 
 def settle_shapes(model: ir.Model) -> None:

@@ -74,10 +74,18 @@ def unique_name(name: str, taken: set[str | None]) -> str:
 
 def _drop_dropout(graph: ir.Graph) -> None:
     for node in list(graph):
+        if node.op_type != "Dropout" or any(value.uses() for value in node.outputs[1:]):
+            continue
         source = node.inputs[0] if node.inputs else None
-        if node.op_type == "Dropout" and source is not None and not any(value.uses() for value in node.outputs[1:]):
+        if source is not None and _is_inference(node):
             node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
             graph.remove(node, safe=True)
+
+
+def _is_inference(node: ir.Node) -> bool:
+    """Return whether a Dropout is known to drop nothing: its training_mode, input 2, is absent or false."""
+    mode = node.inputs[2] if len(node.inputs) > 2 else None
+    return mode is None or (mode.const_value is not None and not mode.const_value.numpy().any())
 
 
 def _fold_constants(graph: ir.Graph, opset: int) -> None:

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -27,6 +28,7 @@ from engine.export.widen import widen
 IR_VERSION = 10
 _INVALID = (DecodeError, onnx.checker.ValidationError, ValueError, OSError)
 _CHANNELS = (1, 3)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,7 @@ def _load(path: Path, name: str, output: str | None, activation: str | None, siz
     model.ir_version = IR_VERSION
     graph = model.graph
     chosen = _choose_output(graph, output)
+    _expect_finite(graph)
     simplify(model)
     quantized = any(node.op_type == "QuantizeLinear" for node in graph)
     half_input = len(graph.inputs) == 1 and graph.inputs[0].dtype == ir.DataType.FLOAT16
@@ -179,6 +182,27 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
         if node.domain == "ai.onnx":
             node.domain = ""
     return proto, digest.hexdigest()
+
+
+def _expect_finite(graph: ir.Graph) -> None:
+    """Check the weights. A single number may be infinite: Clip, Pad and Where take such.
+
+    Raises:
+        ModelError: A weight is NaN or infinite.
+    """
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in _FLOATS or not value.uses():
+            continue
+        array = tensor.numpy()
+        odd = np.isnan(array) if array.size == 1 else ~np.isfinite(array)
+        count = int(odd.sum())
+        if count:
+            found = array[odd][0]
+            raise ModelError(
+                f"initializer {name!r} {list(array.shape)} holds {found} at {count} of {array.size} elements; expected "
+                "finite weights: export the model again, from a checkpoint whose training did not diverge"
+            )
 
 
 def _notes(original: Original, opset: int, working: int) -> tuple[str, ...]:

@@ -174,6 +174,26 @@ def test_node_that_loses_the_batch_is_named(
     assert "node_odd" in message
 
 
+def test_parameters_that_look_like_a_shape_are_none(tmp_path: Path, random: np.random.Generator) -> None:
+    """Four channels, scaled by 1 and more: as many numbers as the output has axes, and the first is the batch."""
+    nodes = [
+        node("Conv", "x w", "conv"),
+        node("InstanceNormalization", "conv scale bias", "normal"),
+        node("Tile", "normal repeats", "maps"),
+        node("GlobalMaxPool", "maps", "mean"),
+        node("Flatten", "mean", "logits"),
+    ]
+    constants = {
+        "w": weight(random, 4, 3, 1, 1),
+        "scale": np.ones(4),
+        "bias": np.ones(4),
+        "repeats": np.array([1, 1, 2, 1]),
+    }
+    model = fixed(nodes, constants)
+    images = images_of(random, 3, 3, 8, 8)
+    np.testing.assert_allclose(logits_of(load(model, tmp_path), images), row_by_row(model, images), rtol=1e-5)
+
+
 # Shapes that are computed from the image's.
 
 

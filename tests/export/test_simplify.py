@@ -162,3 +162,22 @@ def test_shape_of_a_group_norm_is_its_inputs() -> None:
     settle_shapes(model)
     shapes = {entry.op_type: str(entry.outputs[0].shape) for entry in model.graph}
     assert shapes == {"GroupNormalization": "[batch,3,8,8]", "MaxPool": "[batch,3,4,4]", "Flatten": "[batch,48]"}
+
+
+@pytest.mark.parametrize(("mode", "ops"), [(None, ["Conv"]), (False, ["Conv"]), (True, ["Dropout", "Conv"])])
+def test_dropout_is_dropped_unless_it_drops(mode: bool | None, ops: list[str], random: np.random.Generator) -> None:
+    inputs = "x" if mode is None else "x ratio mode"
+    constants = {"kernel": weight(random, 5, 3, 1, 1), "ratio": np.float32(0.5), "mode": np.array(bool(mode))}
+    nodes = [node("Dropout", inputs, "dropped"), node("Conv", "dropped kernel", "y")]
+    assert op_types(simplified(network(nodes, constants))) == ops
+
+
+def test_dropout_whose_mode_is_computed_stays(random: np.random.Generator) -> None:
+    nodes = [
+        node("ReduceMax", "x", "largest", keepdims=0),
+        node("Greater", "largest ratio", "mode"),
+        node("Dropout", "x ratio mode", "dropped"),
+        node("Conv", "dropped kernel", "y"),
+    ]
+    model = network(nodes, {"kernel": weight(random, 5, 3, 1, 1), "ratio": np.float32(0.5)})
+    assert "Dropout" in op_types(simplified(model))

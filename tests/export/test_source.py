@@ -506,3 +506,24 @@ def test_output_that_is_no_list_of_scores(kernel: np.ndarray, tmp_path: Path) ->
         ModelError, match=r"model\.onnx: output 'y' has shape \[batch,5,8,8\]; expected class scores \[N, classes\]$"
     ):
         load_source(path, activation="none")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_weight_that_is_not_finite_is_named(
+    odd: float, dtype: type[np.floating], kernel: np.ndarray, tmp_path: Path
+) -> None:
+    kernel.flat[[3, 7]] = odd
+    nodes = [node("Cast", "odd", "w", to=TensorProto.FLOAT), node("Conv", "x w", "maps"), *HEAD]
+    model = network(nodes, {"odd": kernel.astype(dtype)}, outputs="logits")
+    assert refusal(model, tmp_path) == (
+        f"initializer 'odd' [5, 3, 1, 1] holds {odd} at 2 of 15 elements; expected finite weights: export the model "
+        "again, from a checkpoint whose training did not diverge"
+    )
+
+
+def test_infinite_bound_and_unused_weight_are_no_mistakes(kernel: np.ndarray, tmp_path: Path) -> None:
+    constants = {"w": kernel, "low": np.float32(-np.inf), "unused": np.full((2, 2), np.nan)}
+    nodes = [node("Conv", "x w", "c"), node("Clip", "c low", "maps"), *HEAD]
+    source = load_source(written(network(nodes, constants, outputs="logits"), tmp_path), activation="softmax")
+    assert op_types(source.model) == ["Conv", "Clip", "GlobalAveragePool", "Flatten"]
