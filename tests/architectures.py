@@ -28,7 +28,11 @@ except RuntimeError:  # its compiled operators do not fit this torch; no classif
         _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
 
+from torchvision.models.efficientnet import FusedMBConv, MBConv  # needs the operators above
+from torchvision.models.resnet import Bottleneck
+
 SIZE = 224
+_RESIDUAL = (Bottleneck, FusedMBConv, MBConv)
 LAYERS: dict[str, tuple[tuple[int, int], ...]] = {
     "resnet50": ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7)),
     "resnext50_32x4d": ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7)),
@@ -85,8 +89,13 @@ def build(name: str, size: int = SIZE) -> nn.Module:
     generator = torch.Generator().manual_seed(_SEED)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
+        norm.requires_grad_(False)
         nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
         nn.init.normal_(norm.bias, 0.0, 0.2, generator=generator)
+    for module in network.modules():
+        if isinstance(module, _RESIDUAL):  # a deep chain of equal branches is chaotic, as no trained network is
+            [*_, norm] = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+            norm.weight *= 0.3
     for key, parameter in network.named_parameters():
         if key.endswith("layer_scale"):
             nn.init.uniform_(parameter, 0.2, 1.0, generator=generator)
