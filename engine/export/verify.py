@@ -12,7 +12,7 @@ from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from engine.errors import BackendError, ModelError, VerificationError
 from engine.export.cut import CutPoint
 from engine.export.directional import BOUND as GRADIENT_BOUND
-from engine.export.directional import directional_error
+from engine.export.directional import directional_error, tied_error
 from engine.export.evaluate import Array64, function, in_float64
 from engine.export.source import Source
 from engine.export.split import Block
@@ -21,6 +21,7 @@ FORWARD_BOUND = 1e-5
 HALF_BOUND = 2e-2
 LINK_BOUND = 1e-4
 CHAIN_BOUND = 1e-3
+ROWS_BOUND = 1e-2
 _SEED = 20102
 _WIDER = 8.0
 
@@ -37,10 +38,11 @@ class Verification:
             are checked; None for a quantized network, which float64 does not quantize.
         gradient_errors: For each block with a companion, the relative L2 difference between directional derivatives
             from the companion and from central differences, in float64: the worst of those at a photo-like image, at
-            features eight times as large, which drives activations beyond their bounds, and at the photo if there is
-            one.
-        average_gradient_errors: For each feature layer, the relative L2 difference between the average gradients of
-            the tapped graph and of the companions run one after the other, in ONNX Runtime.
+            features eight times as large, which drives activations beyond their bounds, at features with many equal
+            elements, and at the photo if there is one.
+        average_gradient_errors: For each feature layer, the L2 difference between the average gradients of the tapped
+            graph and of the companions run one after the other, in ONNX Runtime, relative to the sums of the
+            gradients' absolute values.
     """
 
     forward_error: float
@@ -97,7 +99,7 @@ def verify(
         blocks_error=blocks_error,
         float64_error=float64_error,
         gradient_errors=gradient_errors,
-        average_gradient_errors=_verify_tapped(runtime, source, layers, blocks, folder, images[:1]),
+        average_gradient_errors=_verify_tapped(runtime, source, layers, blocks, folder, images),
     )
 
 
@@ -161,9 +163,12 @@ def _verify_gradients(
         forward = function(in_float64(block.model, arrays))
         if block.name in companions:
             step(f"gradient of {block.name}")
-            gradient = function(in_float64(companions[block.name], arrays))
+            checked = in_float64(companions[block.name], arrays)
+            checked.graph.name = _companion(block.name)
+            gradient = function(checked)
             found = [directional_error(forward, gradient, point[None]) for point in points]
-            found.append(directional_error(forward, gradient, _WIDER * points[:1], directions=1))
+            found.append(directional_error(forward, gradient, _WIDER * points[:1], by_channel=False))
+            found.append(tied_error(forward, gradient, points[:1]))
             errors[block.name] = _worst(block.name, found)
         (points,) = forward(points)
     return errors, points
@@ -175,7 +180,7 @@ def _worst(name: str, errors: Sequence[float]) -> float:
     Raises:
         VerificationError: It is out of bounds, or nothing was compared.
     """
-    subject = f"gradient companion of {name}"
+    subject = _companion(name)
     if np.isnan(errors).all():
         raise VerificationError(
             f"{subject}: all derivatives are zero at the images of the check, so it cannot be verified; expected a "
@@ -184,7 +189,7 @@ def _worst(name: str, errors: Sequence[float]) -> float:
     worst = float(np.nanmax(errors))
     if worst > GRADIENT_BOUND:
         what = (
-            "is not finite, or its sum over H and W is not its second output"
+            "is not finite or not of its input's shape, or its sum over H and W is not its second output"
             if np.isinf(worst)
             else f"differs from central differences by {worst:.2g} of their size; expected at most {GRADIENT_BOUND:g}"
         )
@@ -192,8 +197,18 @@ def _worst(name: str, errors: Sequence[float]) -> float:
     return worst
 
 
+def _companion(block: str) -> str:
+    return f"gradient companion of {block}"
+
+
 def _verify_float64(logits: NDArray[np.float32], chained: Array64) -> float:
     """Compare ONNX Runtime's logits with those of the evaluator that the gradients are checked in."""
+    largest, exact = float(np.abs(logits).max()), float(np.abs(chained).max())
+    if exact < CHAIN_BOUND * largest:
+        raise VerificationError(
+            f"the logits are {largest:.2g} in ONNX Runtime and {exact:.2g} in float64: rounding alone; expected logits "
+            "that depend on the image; nothing was written"
+        )
     error = _share_of_largest(chained - logits, chained)
     if not error <= CHAIN_BOUND:
         raise VerificationError(
@@ -213,12 +228,16 @@ def _verify_tapped(
     layers: Sequence[CutPoint],
     blocks: Sequence[Block],
     folder: Path,
-    image: NDArray[np.float32],
+    images: NDArray[np.float32],
 ) -> dict[str, float]:
+    """Compare the tapped graph with the companions run one after the other, and those with themselves, row by row."""
     count = len(layers)
     targets = np.array([-1, source.classes - 1], np.int64)
-    logits, chosen, *rest = _network(runtime, folder / "tapped.onnx")(image, targets)
+    tapped = _network(runtime, folder / "tapped.onnx")
+    logits, chosen, *rest = tapped(images[:1], targets)
     maps, averages = rest[:count], rest[count:]
+    others = tapped(images[1:2], targets)[2 : 2 + count]
+    del tapped
     top = int(np.argmax(logits[0]))
     taken, expected = chosen.astype(int).tolist(), [top, source.classes - 1]
     if taken != expected:
@@ -228,17 +247,62 @@ def _verify_tapped(
     errors = {}
     for number in range(count, 0, -1):
         name = blocks[number].name
-        gradient, total = _network(runtime, folder / f"{name}.grad.onnx")(maps[number - 1], gradient)
-        size = float(np.linalg.norm(total))
-        difference = float(np.linalg.norm(averages[number - 1] - total))
-        error = difference / size if size > 0 else difference
+        companion = _network(runtime, folder / f"{name}.grad.onnx")
+        given = gradient
+        gradient, total = companion(maps[number - 1], given)
+        _verify_rows(name, companion, maps[number - 1], others[number - 1], given, gradient)
+        # Not of the sum itself: after an InstanceNormalization it is 0 but for rounding.
+        error = _share(averages[number - 1] - total, np.abs(gradient).sum(axis=(2, 3)))
         if not error <= LINK_BOUND:
             raise VerificationError(
                 f"tapped.onnx: average gradients of layer {layers[number - 1].name!r} differ from the companions' by "
-                f"{error:.2g}; expected at most {LINK_BOUND:g}; nothing was written"
+                f"{error:.2g} of the gradients' size; expected at most {LINK_BOUND:g}; nothing was written"
             )
         errors[layers[number - 1].name] = error
     return dict(reversed(errors.items()))
+
+
+def _verify_rows(
+    name: str,
+    companion: Callable[..., list[NDArray[np.float32]]],
+    maps: NDArray[np.float32],
+    other_maps: NDArray[np.float32],
+    seeds: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+) -> None:
+    """Compare a companion's gradients of two classes, and of two images, with those of one at a time.
+
+    Args:
+        name: The block's name.
+        companion: The companion.
+        maps: Its input for one image.
+        other_maps: Its input for another.
+        seeds: Gradients of two classes at the block's output.
+        gradient: What the companion made of them for the first image.
+
+    Raises:
+        VerificationError: They differ.
+    """
+    first, second = seeds[:1], seeds[1:]
+    alone = [companion(maps, seed)[0] for seed in (first, second)]
+    alone_other = companion(other_maps, second)[0]
+    both = companion(np.concatenate([maps, other_maps]), seeds)[0]
+    for what, found, right in (
+        ("classes", gradient, np.concatenate(alone)),
+        ("images", both, np.concatenate([alone[0], alone_other])),
+    ):
+        error = _share(found - right, right) if found.shape == right.shape else float("inf")
+        if not error <= ROWS_BOUND:
+            raise VerificationError(
+                f"{_companion(name)}: its gradients of two {what} at once differ from those of one at a time by "
+                f"{error:.2g} of their size; expected at most {ROWS_BOUND:g}. A gradient rule mixes the rows of a "
+                "batch; nothing was written"
+            )
+
+
+def _share(difference: NDArray[np.float32], of: NDArray[np.float32]) -> float:
+    size, distance = float(np.linalg.norm(of)), float(np.linalg.norm(difference))
+    return distance / size if size > 0 else distance
 
 
 def _network(runtime: OnnxRuntimeCpu, graph: Path | bytes) -> Callable[..., list[NDArray[np.float32]]]:

@@ -8,7 +8,7 @@ import pytest
 from engine.errors import VerificationError
 from engine.export import compile as compilation
 from engine.export import differentiate, export, link, windows
-from engine.export.graph import GraphBuilder, input_at
+from engine.export.graph import GraphBuilder
 from engine.export.operators import pooling
 from engine.export.rules import RULES, Entry
 from engine.export.split import Block
@@ -17,13 +17,15 @@ from engine.export.verify import (
     FORWARD_BOUND,
     GRADIENT_BOUND,
     LINK_BOUND,
+    ROWS_BOUND,
     Verification,
     photo_like,
 )
 from engine.export.windows import resolve_pads
-from tests.export.networks import network, node, small_cnn, statistics, weight, written
+from tests.export.networks import network, node, small_cnn, weight, written
 from tests.export.rules.gradients import runtime
 
+RULES_AT_IMPORT = {op: entry.rule for op, entry in RULES.items()}
 FIRST_BLOCK_WITH = {
     "Conv": "block1",
     "Relu": "block1",
@@ -65,105 +67,19 @@ def times(factor: float, op: str) -> Callable[..., ir.Value]:
     return wrong
 
 
-@pytest.mark.parametrize("factor", [-1.0, 1.01, 0.0, float("nan")], ids=["sign", "scale", "zero", "nan"])
+@pytest.mark.parametrize("factor", [-1.0, float("nan")], ids=["sign", "nan"])
 @pytest.mark.parametrize("op", FIRST_BLOCK_WITH)
-def test_wrong_factor_in_a_rule_is_found(op: str, factor: float, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_block_with_a_wrong_rule_is_named(
+    op: str, factor: float, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replace_rule(monkeypatch, op, times(factor, op))
     message = refusal(model)
     assert message.startswith(f"gradient companion of {FIRST_BLOCK_WITH[op]}: ")
-    share = "is not finite, or its sum over H and W is not its second output"
+    share = "is not finite or not of its input's shape, or its sum over H and W is not its second output"
     if np.isfinite(factor):
         share = f"of their size; expected at most {GRADIENT_BOUND:g}"
         assert ": differs from central differences by " in message
     assert message.endswith(f"{share}. A gradient rule is wrong for an op of it; nothing was written")
-
-
-def passes_everything(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:  # noqa: ARG001
-    return dys[0]
-
-
-def only_the_first_input(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:  # noqa: ARG001
-    return dys[0] if index == 0 else g.op("Mul", dys[0], g.floats(0.0, dys[0]))
-
-
-def conv_without_flipping(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:  # noqa: ARG001
-    weights = input_at(node, 1)
-    outputs, inputs, *_ = weights.shape
-    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
-    shape = [group, int(outputs) // group, int(inputs), *map(int, weights.shape[2:])]
-    exchanged = g.op("Transpose", g.op("Reshape", weights, g.ints(shape)), perm=[0, 2, 1, 3, 4])
-    kernel = g.op("Reshape", exchanged, g.ints([group * shape[2], shape[1], *shape[3:]]))
-    pads = [size // 2 for size in shape[3:]] * 2
-    return g.op("Conv", dys[0], kernel, group=group, pads=pads)
-
-
-def conv_moved_by_one(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:
-    result = RULES_AT_IMPORT["Conv"](g, node, dys, index)
-    moved = g.op("Pad", result, g.ints([0, 0, 1, 0, 0, 0, 0, 0]), g.floats(0.0, result))
-    return g.op("Slice", moved, g.ints([0]), g.ints([-1]), g.ints([2]))
-
-
-def average_of_all_taps(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:
-    result = RULES_AT_IMPORT["AveragePool"](g, node, dys, index)
-    return g.op("ReduceMean", g.op("Concat", result, result, axis=1), axes=[1])
-
-
-def max_pool_to_every_tap(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:
-    return RULES["AveragePool"].rule(g, node, dys, index)
-
-
-RULES_AT_IMPORT = {op: entry.rule for op, entry in RULES.items()}
-
-
-@pytest.mark.parametrize(
-    ("op", "wrong"),
-    [
-        ("Relu", passes_everything),
-        ("Clip", passes_everything),
-        ("Add", only_the_first_input),
-        ("Conv", conv_without_flipping),
-        ("Conv", conv_moved_by_one),
-        ("MaxPool", max_pool_to_every_tap),
-    ],
-    ids=["Relu passes all", "Clip passes all", "Add forgets one", "Conv unflipped", "Conv moved", "MaxPool to all"],
-)
-def test_wrong_form_of_a_rule_is_found(op: str, wrong, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_rule(monkeypatch, op, wrong)
-    assert refusal(model).startswith(f"gradient companion of {FIRST_BLOCK_WITH[op]}: differs from central differences")
-
-
-@pytest.mark.parametrize("op", ["BatchNormalization", "Concat", "MatMul", "Pad", "ReduceMean", "Reshape"])
-@pytest.mark.parametrize("factor", [-1.0, 1.01])
-def test_wrong_factor_in_the_other_rules_is_found(
-    op: str, factor: float, random: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes = [
-        node("Conv", "x w", "c"),
-        node("BatchNormalization", "r bn_scale bn_bias bn_mean bn_var", "n"),
-        node("Pad", "n pads", "p"),
-        node("Concat", "p p", "j", axis=1),
-        node("ReduceMean", "j", "m", axes=[2, 3]),
-        node("Reshape", "m shape", "f"),
-        node("MatMul", "f head", "logits"),
-    ]
-    nodes.insert(1, node("Relu", "c", "r"))
-    constants = {
-        "w": weight(random, 4, 3, 3, 3),
-        "head": weight(random, 8, 5),
-        "pads": np.array([0, 0, 1, 0, 0, 0, 0, 1], np.int64),
-        "shape": np.array([-1, 8], np.int64),
-        **statistics(random, "bn", 4),
-    }
-    nodes.append(node("Softmax", "logits", "y"))
-    model = written(network(nodes, constants), tmp_path)
-    export(model, tmp_path / "right.ada", layers=["r"])
-    for file in (tmp_path / "right.ada").iterdir():
-        file.unlink()
-    (tmp_path / "right.ada").rmdir()
-    replace_rule(monkeypatch, op, times(factor, op))
-    with pytest.raises(VerificationError, match=r"^gradient companion of head: differs from central differences by "):
-        export(model, tmp_path / "new.ada", layers=["r"])
-    assert [entry.name for entry in tmp_path.iterdir()] == [model.name]
 
 
 def test_right_export_has_small_figures(model: Path) -> None:
@@ -324,14 +240,127 @@ def test_wrong_sum_of_a_companion_is_refused(model: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         differentiate, "sum_over_space", lambda g, gradient: g.op("ReduceMean", gradient, axes=[2, 3], keepdims=0)
     )
-    assert refusal(model).startswith("gradient companion of block1: is not finite, or its sum over H and W is not ")
+    assert refusal(model).startswith(
+        "gradient companion of block1: is not finite or not of its input's shape, or its sum over H and W is not "
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 20)])
+def test_average_gradient_that_is_zero_but_for_rounding(
+    size: tuple[int, int], random: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an InstanceNormalization the sum of the gradient is 0; the two graphs add up its rounding in two orders."""
+    nodes = [
+        node("Conv", "x w", "maps"),
+        node("InstanceNormalization", "maps scale bias", "normal"),
+        node("Relu", "normal", "alive"),
+        node("Conv", "alive v", "last"),
+        node("GlobalAveragePool", "last", "mean"),
+        node("Flatten", "mean", "logits"),
+        node("Softmax", "logits", "y"),
+    ]
+    constants = {
+        "w": weight(random, 4, 3, 1, 1),
+        "scale": np.ones(4),
+        "bias": np.ones(4),
+        "v": weight(random, 5, 4, 3, 3),
+    }
+    model = written(network(nodes, constants, image=(3, *size)), tmp_path)
+
+    def by_columns(g: GraphBuilder, gradient: ir.Value) -> ir.Value:
+        columns = g.op("ReduceSum", gradient, g.ints([2]), keepdims=0)
+        return g.op("ReduceSum", columns, g.ints([2]), keepdims=0)
+
+    monkeypatch.setattr(link, "sum_over_space", by_columns)
+    checks = export(model, tmp_path / "right.ada", layers=["maps"]).verification
+    assert checks.average_gradient_errors["maps"] <= 1e-6
+    monkeypatch.setattr(link, "sum_over_space", lambda g, gradient: by_columns(g, g.op("Abs", gradient)))
+    with pytest.raises(VerificationError, match=r"^tapped\.onnx: average gradients of layer 'maps' differ from the "):
+        export(model, tmp_path / "wrong.ada", layers=["maps"])
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0], ids=["zero", "constant"])
+def test_logits_that_do_not_depend_on_the_image_are_refused(
+    bias: float, random: np.random.Generator, tmp_path: Path
+) -> None:
+    nodes = [
+        node("Conv", "x w", "maps"),
+        node("Relu", "maps", "alive"),
+        node("GlobalAveragePool", "alive", "mean"),
+        node("Flatten", "mean", "flat"),
+        node("Gemm", "flat u b", "logits"),
+        node("Softmax", "logits", "y"),
+    ]
+    constants = {"w": weight(random, 4, 3, 1, 1), "u": np.zeros((4, 5)), "b": bias * np.arange(5)}
+    assert refusal(written(network(nodes, constants), tmp_path)).startswith(
+        "gradient companion of head: all derivatives are zero at the images of the check, so it cannot be verified; "
+    )
+
+
+def test_logits_that_are_rounding_alone_are_refused(random: np.random.Generator, tmp_path: Path) -> None:
+    """The mean of a centred map is 0."""
+    nodes = [
+        node("Conv", "x w", "maps"),
+        node("MeanVarianceNormalization", "maps", "normal", axes=[2, 3]),
+        node("Conv", "normal v", "last"),
+        node("GlobalAveragePool", "last", "mean"),
+        node("Flatten", "mean", "flat"),
+        node("Gemm", "flat u", "logits"),
+        node("Softmax", "logits", "y"),
+    ]
+    constants = {"w": weight(random, 4, 3, 1, 1), "v": weight(random, 5, 4, 1, 1), "u": weight(random, 5, 5)}
+    model = written(network(nodes, constants), tmp_path)
+    with pytest.raises(VerificationError) as caught:
+        export(model, tmp_path / "new.ada", layers=["maps", "last"])
+    assert str(caught.value).startswith("the logits are ")
+    assert str(caught.value).endswith(
+        " in float64: rounding alone; expected logits that depend on the image; nothing was written"
+    )
+
+
+@pytest.mark.parametrize(("op", "block"), [("Gemm", "head"), ("Clip", "block3"), ("MaxPool", "block2")])
+def test_rule_that_mixes_the_rows_of_a_batch_is_found(
+    op: str, block: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one row it is right, and the tapped graph and the companions agree about it."""
+
+    def mixed(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:
+        right = RULES_AT_IMPORT[op](g, node, dys, index)
+        mean = g.op("ReduceMean", right, axes=[0], keepdims=1)
+        return g.op("Add", g.op("Sub", right, right), mean)
+
+    replace_rule(monkeypatch, op, mixed)
+    message = refusal(model)
+    assert message.startswith(f"gradient companion of {block}: its gradients of two classes at once differ from those ")
+    assert message.endswith(
+        f"expected at most {ROWS_BOUND:g}. A gradient rule mixes the rows of a batch; nothing was written"
+    )
+
+
+def test_rule_that_takes_the_first_image_for_all_is_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:  # noqa: ARG001
+        y = g.op("Slice", node.outputs[0], g.ints([0]), g.ints([1]), g.ints([0]))
+        return g.op("Mul", dys[0], g.cast(g.op("Greater", y, g.floats(0.0, y)), y.dtype))
+
+    replace_rule(monkeypatch, "Relu", wrong)
+    assert refusal(model).startswith("gradient companion of block2: its gradients of two images at once differ from ")
+
+
+def test_gradient_that_cannot_be_computed_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:  # noqa: ARG001
+        return g.op("Reshape", dys[0], g.ints([-1, 7]))
+
+    replace_rule(monkeypatch, "Flatten", wrong)
+    assert refusal(model).startswith(
+        "gradient companion of head: onnx's reference implementation cannot run it in float64 ("
+    )
 
 
 def test_wrong_average_gradient_of_the_tapped_graph_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "sum_over_space", times_two_sum)
     message = refusal(model)
-    assert message.startswith("tapped.onnx: average gradients of layer 'clip4' differ from the companions' by 1; ")
-    assert message.endswith(f"expected at most {LINK_BOUND:g}; nothing was written")
+    assert message.startswith("tapped.onnx: average gradients of layer 'clip4' differ from the companions' by ")
+    assert message.endswith(f" of the gradients' size; expected at most {LINK_BOUND:g}; nothing was written")
 
 
 def times_two_sum(g: GraphBuilder, gradient: ir.Value) -> ir.Value:
