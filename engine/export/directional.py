@@ -25,7 +25,8 @@ def directional_error(
     along one that is the same at all pixels of a channel, and along the companion's own gradient, each with the best of
     several step lengths: a step that crosses kinks of ReLU or MaxPool, or that is long beside the curvature, spoils a
     difference, and a too short one drowns in rounding. On ResNet-50, MobileNet-V2 and SqueezeNet a step of 1e-8 leaves
-    at most 2e-6, one of 1e-6 up to 1e-2; an EfficientNetV2-S with random weights at eight times its features needs 1e-12.
+    at most 2e-6, one of 1e-6 up to 1e-2; an EfficientNetV2-S with random weights, at eight times its features, needs
+    1e-12.
 
     A difference counts as a share of the derivative or, where that is small, of what the gradient's length makes of a
     random direction. The derivative along the gradient is √n times that for n elements: as a share of it, a term that
