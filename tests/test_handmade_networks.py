@@ -117,9 +117,10 @@ def test_flat_maps_are_counted_and_not_scored(tmp_path: Path, random: np.random.
 
 
 def test_only_flat_maps(tmp_path: Path, random: np.random.Generator) -> None:
+    """A constant image, and a convolution that does not pad."""
     weights = one_layer_weights(random, [1.0, 0.9])
-    weights["conv"][:] = 0.0
-    result = explain(make_case(tmp_path, weights, one_layer(), "softmax", image(random)), 0, "positive")
+    x = np.full((1, 3, SIZE, SIZE), 0.5, np.float32)
+    result = explain(make_case(tmp_path, weights, one_layer(), "softmax", x), 0, "positive")
     assert not result.heatmap.any()
     assert result.warnings[0] == "layer 'features' gave no mask: all 2 selected maps are constant"
 
@@ -207,8 +208,8 @@ def test_three_layers(tmp_path: Path, random: np.random.Generator) -> None:
 
 
 def test_a_layer_without_masks_is_skipped(tmp_path: Path, random: np.random.Generator) -> None:
-    """The last Relu is never active: its layer is constant, and nothing flows back to the layers before it."""
-    result = explain(deep_case(tmp_path, random, bias=-100.0), 0, "all")
+    """The last Relu is not active for this image: its layer is constant, and nothing flows back through it."""
+    result = explain(deep_case(tmp_path, random, bias=-4.0), 0, "all")
     assert [layer.scored > 0 for layer in result.layers] == [True, True, False]
     assert result.layers[2].fusion_threshold is None
     assert result.visualization_maps[2] is None
