@@ -418,6 +418,25 @@ def test_opset_that_is_too_old(kernel: np.ndarray, tmp_path: Path) -> None:
     assert refusal(model, tmp_path) == "has opset 10; expected 11 or newer: export the model again"
 
 
+def test_node_that_cannot_be_converted_is_named(
+    kernel: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The converter says what is wrong, not where."""
+    right = onnx.version_converter.convert_version
+
+    def without_flatten(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+        if any(entry.op_type == "Flatten" for entry in model.graph.node):
+            raise RuntimeError("adapt_\nassertion failed")
+        return right(model, version)
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", without_flatten)
+    model = network([*FEATURES, node("Flatten", "mean", "logits")], {"w": kernel}, outputs="logits", opset=12)
+    assert refusal(model, tmp_path) == (
+        "Flatten node 'node_logits': cannot be converted from opset 12 to 17: adapt_ assertion failed; export the model "
+        "again with opset 17 or newer"
+    )
+
+
 # float16.
 
 
