@@ -432,8 +432,8 @@ def test_node_that_cannot_be_converted_is_named(
     monkeypatch.setattr(onnx.version_converter, "convert_version", without_flatten)
     model = network([*FEATURES, node("Flatten", "mean", "logits")], {"w": kernel}, outputs="logits", opset=12)
     assert refusal(model, tmp_path) == (
-        "Flatten node 'node_logits': cannot be converted from opset 12 to 17: adapt_ assertion failed; export the model "
-        "again with opset 17 or newer"
+        "Flatten node 'node_logits': cannot be converted from opset 12 to 17: adapt_ assertion failed; export the "
+        "model again with opset 17 or newer"
     )
 
 
