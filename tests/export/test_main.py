@@ -4,13 +4,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from rich.console import Console
 
+from engine.backends import OnnxRuntimeCpu
 from engine.bundle import load_bundle
 from engine.console import run
 from engine.export import export
@@ -291,3 +294,45 @@ def test_size_that_is_none(size: str, command, model: Path, tmp_path: Path) -> N
     code, out, err = command(model, "-o", tmp_path / "small.ada", "--size", size)
     assert (code, out) == (2, "")
     assert err == (f"error: size {size!r} is none; expected HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, such as 224x224\n")
+
+
+MODULE = """
+import torch
+
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(4, 3), torch.nn.Softmax(1),
+    )
+"""
+
+
+def test_torch_module_with_weights(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "module_of_test_main.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Callable[[], torch.nn.Module]] = {}
+    exec(MODULE, names)
+    network = names["make"]()
+    with torch.no_grad():
+        network[4].bias += 3 * torch.arange(3)
+    torch.save(network.state_dict(), "weights.pt")
+    arguments = ("module_of_test_main:make", "-o", "small.ada", "--weights", "weights.pt")
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert err == ("error: module_of_test_main:make: has no known image size; choose it with --size HEIGHTxWIDTH\n")
+    code, _, err = command(*arguments, "--size", "1x12x10")
+    assert (code, err) == (0, "")
+    bundle = load_bundle(Path("small.ada"))
+    assert (bundle.image_shape, bundle.classes, bundle.activation) == ((1, 12, 10), 3, "softmax")
+    x = np.random.default_rng(1).standard_normal((2, 1, 12, 10)).astype(np.float32)
+    (logits,) = OnnxRuntimeCpu().open(bundle.forward).run([x])
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, network[:5](torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_for_torch_modules(command, model: Path, tmp_path: Path) -> None:
+    code, out, err = command(model, "-o", tmp_path / "small.ada", "--weights", "weights.pt")
+    assert (code, out) == (2, "")
+    assert err == f"error: weights.pt: weights can be loaded into a torch module only; {model} is an ONNX file\n"

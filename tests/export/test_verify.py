@@ -1,9 +1,12 @@
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from PIL import Image
 
 from engine.errors import VerificationError
 from engine.export import compile as compilation
@@ -150,8 +153,8 @@ def test_bound_that_images_hardly_reach_is_checked(
     assert refusal(model).startswith("gradient companion of head: differs from central differences by ")
 
 
-def test_network_that_is_dead_at_the_check_s_images_is_refused(random: np.random.Generator, tmp_path: Path) -> None:
-    """All-negative biases keep every ReLU shut: derivatives of zero agree with any gradient of zero."""
+def hardly_alive(random: np.random.Generator) -> onnx.ModelProto:
+    """A network whose negative biases keep every ReLU shut but for very bright images."""
     nodes = [
         node("Conv", "x w", "conv"),
         node("Relu", "conv", "alive"),
@@ -168,13 +171,38 @@ def test_network_that_is_dead_at_the_check_s_images_is_refused(random: np.random
         "b": np.full(4, -1e3),
         "u": weight(random, 5, 4, 1, 1),
     }
-    model = written(network(nodes, constants), tmp_path)
+    return network(nodes, constants)
+
+
+def test_network_that_is_dead_at_the_check_s_images_is_refused(random: np.random.Generator, tmp_path: Path) -> None:
+    """Derivatives of zero agree with any gradient of zero."""
+    model = written(hardly_alive(random), tmp_path)
     with pytest.raises(VerificationError) as caught:
         export(model, tmp_path / "new.ada", layers=["alive"])
     assert str(caught.value) == (
         "gradient companion of head: all derivatives are zero at the images of the check, so it cannot be verified; "
         "expected a network that is alive there: give one of its photos with --photo; nothing was written"
     )
+
+
+def test_photo_at_which_the_network_is_alive_lets_it_be_checked(
+    random: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = written(hardly_alive(random), tmp_path)
+    Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "photo.png")
+    settings = {"resize": "stretch", "interp": "bilinear", "scale": 0.01, "mean": [0.0] * 3, "std": [1.0] * 3}
+    (tmp_path / "preprocess.json").write_text(json.dumps(settings | {"bgr": False}))
+    files = {"photo": tmp_path / "photo.png", "preprocess": tmp_path / "preprocess.json"}
+    checks = export(model, tmp_path / "right.ada", layers=["alive"], **files).verification
+    assert max(checks.gradient_errors.values()) <= 1e-6
+    right, wrong = RULES["Relu"].rule, times(1.01, "Relu")
+    replace_rule(
+        monkeypatch,
+        "Relu",
+        lambda g, entry, *arguments: (wrong if entry.name == "node_dead" else right)(g, entry, *arguments),
+    )
+    with pytest.raises(VerificationError, match=r"^gradient companion of head: differs from central differences by "):
+        export(model, tmp_path / "new.ada", layers=["alive"], **files)
 
 
 def spoil(model: ir.Model, name: str) -> ir.Model:
