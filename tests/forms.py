@@ -88,9 +88,10 @@ def write_quantized(source: Path, images: list[NDArray[np.float32]], folder: Pat
 
     Args:
         source: The network.
-        images: Calibration images, float32 [1, 3, H, W].
+        images: Calibration batches, float32 [N, C, H, W].
         folder: Where to write.
     """
+    name = onnx.load(source).graph.input[0].name
 
     class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]  # has no types
         def __init__(self) -> None:
@@ -98,7 +99,7 @@ def write_quantized(source: Path, images: list[NDArray[np.float32]], folder: Pat
 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             image = next(self._left, None)
-            return None if image is None else {"input": image}
+            return None if image is None else {name: image}
 
     path = folder / "int8.onnx"
     quantization.quantize_static(

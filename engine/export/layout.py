@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from engine.export.graph import GraphBuilder, ints_attribute
 
-TO_LAST = (0, 2, 3, 1)
+_TO_LAST = (0, 2, 3, 1)
 _TO_FIRST = (0, 3, 1, 2)
 
 
@@ -19,7 +19,7 @@ def take_channels_first(graph: ir.Graph) -> None:
     first = ir.Value(name=image.name, shape=ir.Shape([sizes[axis] for axis in _TO_FIRST]), type=image.type)
     graph.inputs[0] = first
     image.name = f"{image.name}/channels_last"
-    last = GraphBuilder(graph, "layout").op("Transpose", first, perm=TO_LAST)
+    last = GraphBuilder(graph, "layout").op("Transpose", first, perm=_TO_LAST)
     transpose = last.producer()
     image.replace_all_uses_with(last)
     for node in [node for node, _ in last.uses()]:

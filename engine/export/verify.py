@@ -305,7 +305,7 @@ def _share(difference: NDArray[np.float32], of: NDArray[np.float32]) -> float:
     return distance / size if size > 0 else distance
 
 
-def _network(runtime: OnnxRuntimeCpu, graph: Path | bytes) -> Callable[..., list[NDArray[np.float32]]]:
+def _network(runtime: OnnxRuntimeCpu, graph: Path) -> Callable[..., list[NDArray[np.float32]]]:
     """Return a graph as a function of its inputs, in order, that returns its outputs, in order, as float32."""
     session = runtime.open(graph)
     return lambda *inputs: [output.astype(np.float32, copy=False) for output in session.run(inputs)]

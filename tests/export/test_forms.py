@@ -8,13 +8,13 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime import quantization
 
 from engine.backends import OnnxRuntimeCpu
 from engine.errors import ModelError
 from engine.export.source import Source, load_source
 from tests.export.networks import BATCH, image_input, network, node, small_cnn, statistics, weight, written
 from tests.export.rules.gradients import runtime
+from tests.forms import write_quantized
 
 FEATURES = [node("Conv", "x w", "conv"), node("Relu", "conv", "maps"), node("GlobalAveragePool", "maps", "mean")]
 Images = NDArray[np.float32]
@@ -487,41 +487,19 @@ def test_one_logit_of_a_sigmoid_is_two_classes(
     np.testing.assert_array_equal(source.original.open(OnnxRuntimeCpu())(images), np.concatenate([-z, z], axis=1))
 
 
-@pytest.mark.parametrize("activation", ["none"])
-def test_one_output_that_is_no_class_stays(activation: str, tmp_path: Path, random: np.random.Generator) -> None:
+def test_one_output_that_is_no_class_stays(tmp_path: Path, random: np.random.Generator) -> None:
     nodes = [*FEATURES, node("Flatten", "mean", "features"), node("MatMul", "features head", "logit")]
     model = network(nodes, {"w": weight(random, 5, 3, 1, 1), "head": weight(random, 5, 1)}, outputs="logit")
-    assert load(model, tmp_path, activation=activation).classes == 1
+    assert load(model, tmp_path, activation="none").classes == 1
 
 
 # Quantized.
 
 
-def quantized(model: onnx.ModelProto, folder: Path, random: np.random.Generator) -> onnx.ModelProto:
-    """Quantize statically by ONNX Runtime's own tool: QDQ, int8 per channel."""
-
-    class Calibration(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
-            self.left = [images_of(random, 4, *shape) for _ in range(4)]
-
-        def get_next(self) -> dict[str, Images] | None:
-            return {"x": self.left.pop()} if self.left else None
-
-    quantization.quantize_static(
-        written(model, folder, "float.onnx"),
-        folder / "int8.onnx",
-        Calibration(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        weight_type=quantization.QuantType.QInt8,
-    )
-    return onnx.load(folder / "int8.onnx")
-
-
 def test_quantized_weights_stay_integers(tmp_path: Path, random: np.random.Generator) -> None:
-    model = quantized(small_cnn(random), tmp_path, random)
-    source = load(model, tmp_path)
+    plain_file = written(small_cnn(random), tmp_path)
+    path = write_quantized(plain_file, [images_of(random, 4, 3, 16, 12) for _ in range(4)], tmp_path)
+    source = load(onnx.load(path), tmp_path)
     assert source.original.quantized
     assert op_types(source).count("DequantizeLinear") > op_types(source).count("QuantizeLinear") > 0
     integers = [value for value in source.model.graph.initializers.values() if value.dtype == ir.DataType.INT8]
