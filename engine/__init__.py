@@ -3,12 +3,14 @@
 `load` opens a bundle that `python -m engine.export` made; `Explainer.explain` answers with an `Explanation`.
 """
 
+import logging
 import sys
 
 from engine._version import __version__
 from engine.errors import (
     BackendError,
     BundleError,
+    CancelledError,
     EngineError,
     ImageError,
     MissingRuntimeError,
@@ -30,9 +32,12 @@ except MissingRuntimeError as err:
     sys.exit(2)
 from engine.explanation import Explanation, LayerReport
 
+logging.getLogger("engine").addHandler(logging.NullHandler())  # a program that sets up no logging sees none
+
 __all__ = [
     "BackendError",
     "BundleError",
+    "CancelledError",
     "EngineError",
     "Explainer",
     "Explanation",

@@ -9,7 +9,8 @@
     │   └── MissingRuntimeError  no usable ONNX Runtime is installed; an ImportError too
     ├── ImageError               a photo or array cannot be read or does not fit the model
     ├── TargetError              a class index or label that the model does not have
-    └── OptionError              an option that has no meaning, or that contradicts another
+    ├── OptionError              an option that has no meaning, or that contradicts another
+    └── CancelledError           the caller asked an explanation to stop
 
 Every message names its subject, what was received, what was expected and what to do.
 """
@@ -53,3 +54,7 @@ class TargetError(EngineError):
 
 class OptionError(EngineError):
     """An option that has no meaning, or that contradicts another."""
+
+
+class CancelledError(EngineError):
+    """The caller asked an explanation to stop."""

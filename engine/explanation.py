@@ -77,8 +77,11 @@ class Explanation:
         fusion: `hard` or `soft`.
         baseline: What masked-out pixels became.
         layers: One report per feature layer, shallow to deep.
+        max_masks: The most masks that the caller allowed; None for all.
+        deadline_ms: When the result should have been there, in milliseconds after the call; None for no deadline.
         scored: Number of masks of this class that were scored, over all layers.
-        complete: Whether every mask was scored that the rule selected and that is not flat.
+        scorable: Number of masks that the rule selected and that are not flat.
+        complete: Whether every scorable mask was scored.
         timings_ms: Milliseconds by phase, of the whole call: classes explained together share them.
         warnings: What the reader of the heatmap should know.
         picture: The part of the photo that the network saw.
@@ -95,16 +98,24 @@ class Explanation:
     fusion: str
     baseline: str | tuple[float, ...]
     layers: tuple[LayerReport, ...]
+    max_masks: int | None
+    deadline_ms: float | None
     scored: int
+    scorable: int
     complete: bool
     timings_ms: Mapping[str, float]
     warnings: tuple[str, ...]
     picture: Image.Image = field(repr=False)
     visualization_maps: tuple[NDArray[np.float32] | None, ...] | None = field(default=None, repr=False)
 
+    @property
+    def name(self) -> str:
+        """What people call the class: its label and index, or its index alone."""
+        return f"class {self.target}" if self.label is None else f"{self.label} ({self.target})"
+
     def __str__(self) -> str:
-        name = f"class {self.target}" if self.label is None else f"{self.label} ({self.target})"
-        return f"{name}: score {self.class_score:.3f}, {self.scored} masks, {self.timings_ms['total']:.0f} ms"
+        masks = f"{self.scored} masks" if self.complete else f"{self.scored} of {self.scorable} masks"
+        return f"{self.name}: score {self.class_score:.3f}, {masks}, {self.timings_ms['total']:.0f} ms"
 
     def overlay(self, opacity: float = 0.7) -> Image.Image:
         """Draw the heatmap over the part of the photo that the network saw.

@@ -1,20 +1,39 @@
 """What a caller may choose of the method, checked at the edge."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 
 from engine.bundle import ACTIVATIONS
 from engine.errors import OptionError, TargetError
+from engine.image import Baseline
 from engine.kernels import FUSIONS, RULES
+from engine.pace import Cancel, Progress
 
 Target: TypeAlias = int | str | None
 Targets: TypeAlias = list[int] | list[str] | list[Target] | tuple[Target, ...]
 
 TOP_CLASS = -1
+
+
+class Choices(TypedDict, total=False):
+    """The keywords of `Explainer.explain`, which documents them."""
+
+    rule: str
+    mu: float
+    fusion: str
+    activation: str | None
+    baseline: Baseline
+    batch_size: int
+    max_masks: int | None
+    deadline_ms: float | None
+    visualization_maps: bool
+    progress: Progress | None
+    cancel: Cancel | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +46,8 @@ class Options:
         fusion: One of `FUSIONS`.
         activation: What turns logits into class scores.
         batch_size: Masked images scored in one run of the network.
+        max_masks: The most masks to score for a class; None for all.
+        deadline_ms: When the result shall be there, in milliseconds after the call; None for no deadline.
     """
 
     rule: str
@@ -34,6 +55,8 @@ class Options:
     fusion: str
     activation: str
     batch_size: int
+    max_masks: int | None
+    deadline_ms: float | None
 
     def __post_init__(self) -> None:
         for name, known in (("rule", RULES), ("fusion", FUSIONS), ("activation", ACTIVATIONS)):
@@ -45,6 +68,16 @@ class Options:
             raise OptionError(f"mu is {self.mu:g} with rule {self.rule!r}; only rule 'positive' takes mu")
         if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
             raise OptionError(f"batch_size is {self.batch_size!r}; expected a whole number of at least 1")
+        if self.max_masks is not None and (not isinstance(self.max_masks, int | np.integer) or self.max_masks < 1):
+            raise OptionError(
+                f"max_masks is {self.max_masks!r}; expected a whole number of at least 1, or None for all"
+            )
+        if self.deadline_ms is not None and not (
+            isinstance(self.deadline_ms, float | int | np.number) and 0 < self.deadline_ms < math.inf
+        ):
+            raise OptionError(
+                f"deadline_ms is {self.deadline_ms!r}; expected a positive number of milliseconds, or None for none"
+            )
 
 
 def class_indices(target: Target | Targets, classes: int, labels: Sequence[str] | None) -> list[int]:

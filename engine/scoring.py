@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from engine.backends import Session
 from engine.errors import ImageError
 from engine.kernels import MaskWriter, activate
+from engine.pace import Pace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,10 +54,11 @@ def score_masks(
     forward: Session,
     writer: MaskWriter,
     maps: Sequence[NDArray[np.float32]],
-    channels: Sequence[NDArray[np.int64]],
+    masks: Sequence[tuple[int, int]],
     classes: Sequence[int],
     activation: str,
     batch: NDArray[np.float32],
+    pace: Pace,
 ) -> list[ScoredMasks]:
     """Score the image under the masks that the given feature maps make.
 
@@ -64,31 +66,33 @@ def score_masks(
         forward: The network, image [N, C, H, W] → logits [N, classes].
         writer: Writes masked images.
         maps: Feature maps of each layer, float32 [1, C_l, h_l, w_l].
-        channels: For each layer the channels to score, int64, ascending, none of them flat.
+        masks: (layer, channel) of each mask in the order in which they are scored; none of the maps is flat.
         classes: Indices of the K classes whose scores are kept.
         activation: What turns logits into class scores.
         batch: float32 [N, C, H, W], the buffer that is filled and scored again and again; its content is of no use
             after.
+        pace: Says before each batch how far to go.
 
     Returns:
         The scored masks of each layer.
 
     Raises:
         ImageError: The network computes NaN or infinity.
+        CancelledError: The caller wants no result any more.
     """
-    layers = [
-        ScoredMasks(kept, np.empty((len(kept), len(classes))), np.empty(len(kept)), np.empty(len(kept)))
-        for kept in channels
-    ]
-    places = [(number, position) for number, layer in enumerate(layers) for position in range(len(layer.channels))]
-    for start in range(0, len(places), len(batch)):
-        part = places[start : start + len(batch)]
-        for row, (number, position) in zip(batch, part, strict=False):
-            layer = layers[number]
-            feature_map = maps[number][0, layer.channels[position]]
-            layer.minimum[position], layer.extent[position] = writer.write(feature_map, row)
-        (logits,) = forward.run([batch[: len(part)]])
-        scores = activate(finite(logits), activation)[:, classes]
-        for (number, position), score in zip(part, scores, strict=True):
-            layers[number].scores[position] = score
-    return layers
+    scores = np.empty((len(masks), len(classes)))
+    minimum, extent = np.empty(len(masks)), np.empty(len(masks))
+    done = 0
+    while size := min(pace.room(done, len(masks)), len(batch)):
+        for row, (layer, channel) in enumerate(masks[done : done + size]):
+            minimum[done + row], extent[done + row] = writer.write(maps[layer][0, channel], batch[row])
+        (logits,) = forward.run([batch[:size]])
+        scores[done : done + size] = activate(finite(logits), activation)[:, classes]
+        done += size
+    scored = np.array(masks[:done], np.int64).reshape(done, 2)
+    by_layer = []
+    for layer in range(len(maps)):
+        own = np.flatnonzero(scored[:, 0] == layer)
+        own = own[np.argsort(scored[own, 1])]
+        by_layer.append(ScoredMasks(scored[own, 1], scores[own], minimum[own], extent[own]))
+    return by_layer

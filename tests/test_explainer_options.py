@@ -49,6 +49,12 @@ RULES = "otsu, otsu-count, positive, all"
         ({"rule": "otsu-count", "mu": 0.25}, "mu is 0.25 with rule 'otsu-count'; only rule 'positive' takes mu"),
         ({"batch_size": 0}, "batch_size is 0; expected a whole number of at least 1"),
         ({"batch_size": -8}, "batch_size is -8; expected a whole number of at least 1"),
+        ({"max_masks": 0}, "max_masks is 0; expected a whole number of at least 1, or None for all"),
+        ({"max_masks": 2.5}, "max_masks is 2.5; expected a whole number of at least 1, or None for all"),
+        ({"deadline_ms": 0}, "deadline_ms is 0; expected a positive number of milliseconds, or None for none"),
+        ({"deadline_ms": np.nan}, "deadline_ms is nan; expected a positive number of milliseconds, or None for none"),
+        ({"deadline_ms": np.inf}, "deadline_ms is inf; expected a positive number of milliseconds, or None for none"),
+        ({"deadline_ms": "9"}, "deadline_ms is '9'; expected a positive number of milliseconds, or None for none"),
     ],
 )
 def test_options_without_meaning(explainer: engine.Explainer, options: dict[str, object], text: str) -> None:

@@ -55,7 +55,10 @@ def make(**changes: object) -> Explanation:
         "fusion": "hard",
         "baseline": (1.0, 2.0, 3.0),
         "layers": LAYERS,
+        "max_masks": None,
+        "deadline_ms": None,
         "scored": 2,
+        "scorable": 2,
         "complete": True,
         "timings_ms": {"tap": 1.5, "total": 12.49},
         "warnings": ("layer 'relu2' gave no mask: no feature map was selected",),
@@ -99,7 +102,10 @@ REPORT = {
             "scores": [],
         },
     ],
+    "max_masks": None,
+    "deadline_ms": None,
     "scored": 2,
+    "scorable": 2,
     "complete": True,
     "timings_ms": {"tap": 1.5, "total": 12.49},
     "warnings": ["layer 'relu2' gave no mask: no feature map was selected"],
@@ -114,6 +120,12 @@ def strict_json(report: object) -> object:
 def test_str() -> None:
     assert str(make()) == "espresso (3): score 0.877, 2 masks, 12 ms"
     assert str(make(label=None, class_score=0.0)) == "class 3: score 0.000, 2 masks, 12 ms"
+    assert str(make(scorable=7, complete=False)) == "espresso (3): score 0.877, 2 of 7 masks, 12 ms"
+
+
+def test_name() -> None:
+    assert make().name == "espresso (3)"
+    assert make(label=None).name == "class 3"
 
 
 def test_repr_leaves_the_images_out() -> None:

@@ -125,6 +125,20 @@ def test_only_flat_maps(tmp_path: Path, random: np.random.Generator) -> None:
     assert result.warnings[0] == "layer 'features' gave no mask: all 2 selected maps are constant"
 
 
+def test_all_masks_score_0(tmp_path: Path, random: np.random.Generator) -> None:
+    """Class 1 is ahead by 10⁴ under every mask, so that the softmax of class 0 is 0 exactly."""
+    weights = one_layer_weights(random, [0.9, 0.2, 0.4])
+    weights |= {"bias": np.full(3, 10.0), "head": weights["head"] + [[0.0, 500.0]]}
+    result = explain(make_case(tmp_path, weights, one_layer(), "softmax", image(random)), 0, "positive")
+    (layer,) = result.layers
+    assert (layer.scored, layer.scores.tolist()) == (3, [0.0, 0.0, 0.0])
+    assert not result.heatmap.any()
+    assert result.warnings == (
+        "layer 'features' is left out of the fusion: all 3 scored masks score 0",
+        "the heatmap is all zeros: no layer gave a visualization map, or fusion cut everything away",
+    )
+
+
 def test_flat_visualization_map(tmp_path: Path) -> None:
     """Complementary masks with equal scores: m and 1 − m, of equal area, add up to a constant."""
     x = (np.arange(SIZE, dtype=np.float32) / 16)[None, None, None, :].repeat(SIZE, axis=2)  # exact in binary
@@ -140,6 +154,7 @@ def test_flat_visualization_map(tmp_path: Path) -> None:
     assert result.visualization_maps == (None,)
     assert not result.heatmap.any()
     assert result.warnings == (
+        "layer 'features' is left out of the fusion: its visualization map is constant",
         "the heatmap is all zeros: no layer gave a visualization map, or fusion cut everything away",
     )
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.errors import ImageError
 from engine.kernels import MaskWriter
+from engine.pace import Pace
 from engine.scoring import ScoredMasks, score_masks
 from tests.reference import method
 
@@ -25,11 +27,26 @@ class MeanNetwork:
         return [inputs[0].mean(axis=(2, 3))]
 
 
+class Stop(Pace):
+    """Stops after a number of masks."""
+
+    def __init__(self, after: int) -> None:
+        self._after = after
+
+    def room(self, done: int, planned: int) -> int:
+        return min(self._after, planned) - done
+
+
 def score(
-    maps: list[NDArray[np.float32]], channels: list[NDArray[np.int64]], x: NDArray[np.float32], batch_size: int
+    maps: list[NDArray[np.float32]],
+    masks: list[tuple[int, int]],
+    x: NDArray[np.float32],
+    batch_size: int,
+    after: int = 10**9,
 ) -> tuple[list[ScoredMasks], list[int]]:
     network, batch = MeanNetwork(), np.empty((batch_size, *SHAPE), np.float32)
-    return score_masks(network, MaskWriter(x, None), maps, channels, [2, 0], "none", batch), network.batch_sizes
+    scored = score_masks(network, MaskWriter(x, None), maps, masks, [2, 0], "none", batch, Stop(after))
+    return scored, network.batch_sizes
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 6), (4, [4, 2]), (6, [6]), (8, [6])])
@@ -38,21 +55,40 @@ def test_scores_equal_the_formula_whatever_the_batch(
 ) -> None:
     x = random.normal(size=SHAPE).astype(np.float32)
     maps = [random.random((1, 5, 4, 6), np.float32), random.random((1, 7, 3, 3), np.float32)]
-    channels = [np.array([0, 3]), np.array([1, 2, 4, 6])]
-    layers, sizes = score(maps, channels, x, batch_size)
+    layers, sizes = score(maps, [(1, 4), (0, 3), (1, 1), (1, 6), (0, 0), (1, 2)], x, batch_size)
     assert sizes == batches
-    for layer, layer_maps, kept in zip(layers, maps, channels, strict=True):
+    for layer, layer_maps, kept in zip(layers, maps, ([0, 3], [1, 2, 4, 6]), strict=True):
         masks = method.masks(layer_maps[0, kept], *SHAPE[1:])
         expected = (x[None].astype(np.float64) * masks[:, None]).mean(axis=(2, 3))[:, [2, 0]]
-        np.testing.assert_array_equal(layer.channels, kept)
+        assert layer.channels.tolist() == kept
         np.testing.assert_allclose(layer.scores, expected, atol=1e-6)
         upsampled = method.upsample(layer_maps[0, kept], *SHAPE[1:])
         np.testing.assert_allclose(layer.minimum, upsampled.min(axis=(1, 2)), rtol=1e-6)
         np.testing.assert_allclose(layer.extent, np.ptp(upsampled, axis=(1, 2)), rtol=1e-5)
 
 
+def test_what_is_not_reached_is_left_out(random: np.random.Generator) -> None:
+    maps = [random.random((1, 5, 4, 6), np.float32), random.random((1, 7, 3, 3), np.float32)]
+    masks = [(1, 4), (0, 3), (1, 1), (1, 6), (0, 0), (1, 2)]
+    x = random.normal(size=SHAPE).astype(np.float32)
+    layers, sizes = score(maps, masks, x, 4, after=5)
+    assert sizes == [4, 1]
+    assert [layer.channels.tolist() for layer in layers] == [[0, 3], [1, 4, 6]]
+    whole, _ = score(maps, masks, x, 4)
+    np.testing.assert_array_equal(layers[1].scores, whole[1].scores[[0, 2, 3]])
+    layers, sizes = score(maps, masks, x, 4, after=0)
+    assert sizes == []
+    assert [layer.scores.shape for layer in layers] == [(0, 2), (0, 2)]
+
+
+def test_a_network_that_computes_nan(random: np.random.Generator) -> None:
+    x = np.full(SHAPE, np.nan, np.float32)
+    with pytest.raises(ImageError, match=r"^the network computes NaN or infinity for this image; expected finite "):
+        score([random.random((1, 2, 3, 3), np.float32)], [(0, 1)], x, 4)
+
+
 def test_nothing_to_score(random: np.random.Generator) -> None:
-    layers, sizes = score([random.random((1, 2, 3, 3), np.float32)], [np.array([], np.int64)], np.ones(SHAPE, "f"), 4)
+    layers, sizes = score([random.random((1, 2, 3, 3), np.float32)], [], np.ones(SHAPE, "f"), 4)
     assert sizes == []
     assert layers[0].scores.shape == (0, 2)
 
@@ -70,7 +106,7 @@ def test_memory_does_not_grow_with_the_number_of_masks(random: np.random.Generat
 
     def peak(count: int) -> int:
         tracemalloc.start()
-        score(maps, [np.arange(count)], x, 4)
+        score(maps, [(0, channel) for channel in range(count)], x, 4)
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return highest

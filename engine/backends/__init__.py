@@ -1,20 +1,22 @@
 """The runtimes that execute a bundle's graphs; one file each."""
 
-from engine.backends.base import Backend, Session
+from collections.abc import Sequence
+
+from engine.backends.base import Backend, Session, Tensor
 from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from engine.errors import OptionError
 
-__all__ = ["BACKENDS", "Backend", "OnnxRuntimeCpu", "Session", "create_backend"]
+__all__ = ["BACKENDS", "Backend", "OnnxRuntimeCpu", "Session", "Tensor", "create_backend"]
 
 BACKENDS: dict[str, type[Backend]] = {"cpu": OnnxRuntimeCpu}
 
 
-def create_backend(device: str, *, threads: int | None) -> Backend:
-    """Return the backend of a device.
+def create_backend(device: str, *, threads: int | None = None, providers: Sequence[str] | None = None) -> Backend:
+    """Return the backend of a device; see `Backend` for the arguments.
 
     Raises:
-        OptionError: The device is unknown, or the number of threads is not positive.
+        OptionError: The device is unknown, the number of threads is not positive, or a provider is not installed.
     """
     if not isinstance(device, str) or device not in BACKENDS:
         raise OptionError(f"device {device!r} is unknown; expected one of {', '.join(BACKENDS)}")
-    return BACKENDS[device](threads=threads)
+    return BACKENDS[device](threads=threads, providers=providers)

@@ -1,6 +1,7 @@
 """What the engine asks of a runtime."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -8,8 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output of a graph.
+
+    Attributes:
+        dtype: NumPy's name of the type of its elements.
+        shape: One size per axis, None for an axis whose size is open.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join('?' if size is None else str(size) for size in self.shape)}]"
+
+
 class Session(Protocol):
     """One loaded graph. Safe to run from several threads."""
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        """The graph's inputs, in its order."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """The graph's outputs, in its order."""
+        ...
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Run the graph once.
@@ -32,9 +59,10 @@ class Backend(Protocol):
 
     Args:
         threads: Threads that work on one graph; None for the runtime's own choice.
+        providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
     """
 
-    def __init__(self, *, threads: int | None = None) -> None: ...
+    def __init__(self, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None: ...
 
     def open(self, graph: Path | bytes) -> Session:
         """Load a graph from a file, beside which its external data lies, or from the bytes of a model.

@@ -1,12 +1,14 @@
 """ONNX Runtime's CPU provider."""
 
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.backends.base import Tensor
 from engine.errors import BackendError, MissingRuntimeError, OptionError
 
 
@@ -35,6 +37,7 @@ except ImportError as err:
 ONNXRUNTIME_VERSION: str = ort.__version__
 _MOST_THREADS = 1024
 _PROVIDER = "CPUExecutionProvider"
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 class OnnxRuntimeCpu:
@@ -42,43 +45,66 @@ class OnnxRuntimeCpu:
 
     Args:
         threads: Threads that work on one graph; None for one per physical core.
+        providers: ONNX Runtime's execution providers, in order of preference; None for its own CPU kernels. Whichever
+            they are, arrays pass through the host's memory.
         optimize: Whether ONNX Runtime may rewrite graphs; without, it computes node by node what the graph says, which
             makes two forms of a quantized graph comparable.
 
     Raises:
-        OptionError: The number of threads is not positive.
+        OptionError: The number of threads is not positive, or a provider is not in this build of ONNX Runtime.
     """
 
-    def __init__(self, *, threads: int | None = None, optimize: bool = True) -> None:
+    def __init__(
+        self, *, threads: int | None = None, providers: Sequence[str] | None = None, optimize: bool = True
+    ) -> None:
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS):
             raise OptionError(
                 f"threads is {threads!r}; expected a whole number from 1 to {_MOST_THREADS}, or None for one per "
                 "physical core"
             )
-        self._threads = threads or 0
+        known = ort.get_available_providers()
+        asked = [_PROVIDER] if providers is None else providers
+        if not isinstance(asked, list | tuple) or not asked or not all(provider in known for provider in asked):
+            raise OptionError(
+                f"providers is {providers!r}; expected a list of those that are in this ONNX Runtime: "
+                f"{', '.join(known)}"
+            )
+        self._threads = threads
+        self._providers = list(asked)
         self._optimize = optimize
 
     def open(self, graph: Path | bytes) -> "OnnxRuntimeSession":
         """Load a graph from a file or from the bytes of a model.
 
         Raises:
-            BackendError: ONNX Runtime refused the graph.
+            BackendError: ONNX Runtime refused the graph, or a provider that was asked for does not work here.
         """
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.use_deterministic_compute = True
-        if not self._optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4  # what fails is raised, and need not be printed as well
         name = str(graph) if isinstance(graph, Path) else "the source model"
         try:
             session = ort.InferenceSession(
-                str(graph) if isinstance(graph, Path) else graph, options, providers=[_PROVIDER]
+                str(graph) if isinstance(graph, Path) else graph, self.session_options(), providers=self._providers
             )
         except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
             reason = " ".join(str(err).split())
             raise BackendError(f"{name}: ONNX Runtime {ONNXRUNTIME_VERSION} refused the graph: {reason}") from err
-        return OnnxRuntimeSession(name, session)
+        missing = [provider for provider in self._providers if provider not in session.get_providers()]
+        if missing:
+            raise BackendError(
+                f"{name}: ONNX Runtime {ONNXRUNTIME_VERSION} could not start {', '.join(missing)} and would run on "
+                f"{', '.join(session.get_providers())}; expected {', '.join(self._providers)}: install what the "
+                "provider needs, or ask for another"
+            )
+        return OnnxRuntimeSession(name, session, outlives_fork=self._threads == 1)
+
+    def session_options(self) -> "ort.SessionOptions":
+        """Return the options with which every session is opened."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads or 0
+        options.use_deterministic_compute = True
+        if not self._optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4  # what fails is raised, and need not be printed as well
+        return options
 
 
 class OnnxRuntimeSession:
@@ -87,18 +113,32 @@ class OnnxRuntimeSession:
     Args:
         name: What messages call the graph.
         session: The session, which this object owns.
+        outlives_fork: Whether a process forked from this one may run it: threads do not survive a fork.
     """
 
-    def __init__(self, name: str, session: "ort.InferenceSession") -> None:
+    def __init__(self, name: str, session: "ort.InferenceSession", *, outlives_fork: bool) -> None:
         self._name = name
         self._session = session
-        self._inputs = [value.name for value in session.get_inputs()]
+        self._process = None if outlives_fork else os.getpid()
+        self._names = [value.name for value in session.get_inputs()]
+        self.inputs = tuple(map(_tensor, session.get_inputs()))
+        self.outputs = tuple(map(_tensor, session.get_outputs()))
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Run the graph once; see `engine.backends.base.Session`."""
+        if self._process is not None and self._process != os.getpid():
+            raise BackendError(
+                f"{self._name}: was opened by process {self._process}, and its threads did not survive the fork into "
+                f"process {os.getpid()}; load the bundle in each process, or before the fork with threads=1"
+            )
         try:
-            outputs: list[NDArray[np.generic]] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
+            outputs: list[NDArray[np.generic]] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
         except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
             reason = " ".join(str(err).split())
             raise BackendError(f"{self._name}: ONNX Runtime failed: {reason}") from err
         return outputs
+
+
+def _tensor(value: "ort.NodeArg") -> Tensor:
+    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Tensor(_DTYPES.get(value.type, value.type), sizes)

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from engine.backends import BACKENDS, OnnxRuntimeCpu, create_backend
+from engine.backends import BACKENDS, OnnxRuntimeCpu, Tensor, create_backend
 from engine.errors import BackendError, OptionError
 from tests.tiny_cnn import tiny_cnn
 
@@ -106,6 +107,52 @@ def test_threads_must_be_positive(threads: int) -> None:
         OnnxRuntimeCpu(threads=threads)
     with pytest.raises(OptionError, match=text):
         create_backend("cpu", threads=threads)
+
+
+def test_providers(graph: Path, random: np.random.Generator) -> None:
+    images = random.normal(size=(1, 3, 24, 32)).astype(np.float32)
+    (expected,) = OnnxRuntimeCpu().open(graph).run([images])
+    (found,) = create_backend("cpu", providers=["CPUExecutionProvider"]).open(graph).run([images])
+    assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    "providers", [[], ["MadeUpExecutionProvider"], "CPUExecutionProvider", ["CPUExecutionProvider", "cpu"], [{}], 3]
+)
+def test_providers_that_are_not_there(providers: list[str]) -> None:
+    known = ", ".join(ort.get_available_providers())
+    text = f"providers is {providers!r}; expected a list of those that are in this ONNX Runtime: {known}"
+    with pytest.raises(OptionError, match=f"^{re.escape(text)}$"):
+        create_backend("cpu", providers=providers)
+
+
+def test_a_provider_that_does_not_start(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ONNX Runtime does without its CUDA libraries: it says so in its log, and runs on the CPU."""
+    real = ort.InferenceSession
+    asked = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def without_cuda(path: str, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
+        assert providers == asked
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: asked)
+    monkeypatch.setattr(ort, "InferenceSession", without_cuda)
+    text = (
+        f"{graph}: ONNX Runtime {ort.__version__} could not start CUDAExecutionProvider and would run on "
+        "CPUExecutionProvider; expected CUDAExecutionProvider, CPUExecutionProvider: install what the provider needs, "
+        "or ask for another"
+    )
+    with pytest.raises(BackendError, match=f"^{re.escape(text)}$"):
+        create_backend("cpu", providers=asked).open(graph)
+
+
+def test_what_a_session_takes_and_gives() -> None:
+    session = OnnxRuntimeCpu().open(two_outputs().SerializeToString())
+    assert session.inputs == (Tensor("float32", (None,)), Tensor("float32", (None,)))
+    assert session.outputs == (Tensor("float32", (None,)), Tensor("float32", (None,)))
+    session = OnnxRuntimeCpu().open(tiny_cnn().SerializeToString())
+    assert session.inputs == (Tensor("float32", (None, 3, 24, 32)),)
+    assert session.outputs == (Tensor("float32", (None, 5)),)
 
 
 def test_devices() -> None:

@@ -1,0 +1,137 @@
+"""Fewer masks than the rule selects, progress, and stopping early."""
+
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import engine
+from engine.budget import quotas
+from tests.reference import method
+from tests.tiny_cnn import photo_pixels
+
+SIZE = (24, 32)
+
+
+@pytest.fixture(scope="module")
+def explainer(tiny_bundle: Path) -> engine.Explainer:
+    return engine.load(tiny_bundle, threads=1)
+
+
+def test_max_masks_keeps_the_strongest_of_each_layer(explainer: engine.Explainer) -> None:
+    whole = explainer.explain(photo_pixels(), 1, rule="all")
+    counts = [layer.scored for layer in whole.layers]
+    assert whole.complete
+    assert whole.scored == whole.scorable == sum(counts) > 25
+    result = explainer.explain(photo_pixels(), 1, rule="all", max_masks=11)
+    assert (result.max_masks, result.scored, result.scorable, result.complete) == (11, 11, sum(counts), False)
+    assert [layer.scored for layer in result.layers] == quotas(counts, 11)
+    for layer, own in zip(result.layers, whole.layers, strict=True):
+        assert (layer.selected, layer.flat) == (own.selected, own.flat)
+        np.testing.assert_array_equal(layer.selected_channels, own.selected_channels)
+        scorable = np.flatnonzero(~np.isnan(own.scores))
+        kept, cut = scorable[: layer.scored], scorable[layer.scored :]
+        np.testing.assert_allclose(layer.scores[kept], own.scores[kept], rtol=1e-6)
+        assert np.isnan(layer.scores[cut]).all()
+    assert result.warnings[-1] == f"11 of {sum(counts)} masks were scored; the heatmap is an approximation"
+    assert str(result).split(", ")[1] == f"11 of {sum(counts)} masks"
+
+
+def test_the_heatmap_of_a_budget_equals_the_formula(explainer: engine.Explainer, random: np.random.Generator) -> None:
+    x = random.normal(size=(1, 3, *SIZE)).astype(np.float32)
+    result = explainer.explain(x, 2, rule="all", max_masks=9, visualization_maps=True)
+    _, _, *rest = explainer._sessions[0].run([x, np.array([2])])
+    assert result.visualization_maps is not None
+    views = []
+    for layer, maps in zip(result.layers, rest[:3], strict=True):
+        kept = ~np.isnan(layer.scores)
+        assert kept.any()
+        views.append(method.visualization_map(layer.scores[kept], maps[0, layer.selected_channels[kept]], *SIZE))
+    for view, expected in zip(result.visualization_maps, views, strict=True):
+        np.testing.assert_allclose(view, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("max_masks", [1, 5, 12])
+def test_classes_within_a_budget_are_as_alone(explainer: engine.Explainer, max_masks: int) -> None:
+    together = explainer.explain(photo_pixels(), [0, 3, 4], rule="positive", max_masks=max_masks)
+    for found in together:
+        alone = explainer.explain(photo_pixels(), found.target, rule="positive", max_masks=max_masks)
+        assert found.scored == alone.scored <= max_masks
+        np.testing.assert_array_equal(found.heatmap, alone.heatmap)
+        for own, other in zip(found.layers, alone.layers, strict=True):
+            np.testing.assert_array_equal(own.scores, other.scores)
+
+
+def test_a_budget_that_suffices_changes_nothing(explainer: engine.Explainer) -> None:
+    whole = explainer.explain(photo_pixels())
+    result = explainer.explain(photo_pixels(), max_masks=whole.scored, deadline_ms=600_000)
+    assert result.complete
+    assert (result.max_masks, result.deadline_ms) == (whole.scored, 600_000.0)
+    assert result.heatmap.tobytes() == whole.heatmap.tobytes()
+    assert result.warnings == whole.warnings
+
+
+def test_a_deadline_that_has_passed_scores_one_mask(explainer: engine.Explainer) -> None:
+    result = explainer.explain(photo_pixels(), deadline_ms=1e-6, rule="all")
+    assert (result.scored, result.complete) == (1, False)
+    assert [layer.scored for layer in result.layers] == [0, 0, 1]
+    assert result.heatmap.max() == 1.0
+    for number in (1, 2):
+        assert f"layer 'relu{number}' gave no mask: none was scored" in result.warnings
+
+
+def test_progress_counts_the_masks_of_all_classes_once(explainer: engine.Explainer) -> None:
+    told: list[tuple[int, int]] = []
+    one, other = explainer.explain(
+        photo_pixels(), [0, 1], batch_size=4, progress=lambda done, planned: told.append((done, planned))
+    )
+    union = sum(
+        len(set(a.selected_channels[~np.isnan(a.scores)]) | set(b.selected_channels[~np.isnan(b.scores)]))
+        for a, b in zip(one.layers, other.layers, strict=True)
+    )
+    assert told == [(done, union) for done in [*range(0, union, 4), union]]
+    told.clear()
+    explainer.explain(photo_pixels(), 0, max_masks=3, progress=lambda done, planned: told.append((done, planned)))
+    assert told == [(0, 3), (3, 3)]
+
+
+def test_what_progress_raises_reaches_the_caller(explainer: engine.Explainer) -> None:
+    def progress(done: int, _planned: int) -> None:
+        if done:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match=r"^enough$"):
+        explainer.explain(photo_pixels(), batch_size=2, progress=progress)
+
+
+def test_cancelling(explainer: engine.Explainer) -> None:
+    flag, told = threading.Event(), []
+
+    def progress(done: int, _planned: int) -> None:
+        told.append(done)
+        if done == 2:
+            flag.set()
+
+    with pytest.raises(engine.CancelledError):
+        explainer.explain(photo_pixels(), rule="all", batch_size=2, progress=progress, cancel=flag)
+    assert told == [0, 2]
+    with pytest.raises(engine.CancelledError):
+        explainer.explain(photo_pixels(), cancel=flag, progress=progress)
+    assert told == [0, 2]
+    flag.clear()
+    assert explainer.explain(photo_pixels(), cancel=flag).complete
+
+
+def test_what_is_logged(explainer: engine.Explainer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="engine"):
+        result = explainer.explain(photo_pixels(), 1, max_masks=5)
+        path = explainer.bundle.path
+        engine.load(path, threads=1)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert said[0] == ("INFO", str(result))
+    assert said[1:-1] == [("WARNING", f"tiger cat (1): {warning}") for warning in result.warnings]
+    assert len(result.warnings) > 0
+    level, text = said[-1]
+    assert (level, text.startswith(f"loaded {path} in ")) == ("INFO", True)
