@@ -163,6 +163,7 @@ class Explainer:
                     baseline=baseline if isinstance(baseline, str) else tuple(map(float, baseline)),
                     layers=layers,
                     scored=sum(layer.scored for layer in layers),
+                    scorable=sum(layer.selected - layer.flat for layer in layers),
                     complete=True,
                     timings_ms=clock.timings_ms,
                     warnings=_warnings(layers, empty=heatmap is None),
