@@ -1,8 +1,9 @@
 """The result of an explanation, and everything that an auditor wants to know of how it came about."""
 
+import io
 import json
-import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.errors import OptionError
-from engine.image import overlay
+from engine.picture import Row, Tile, figure, overlay, panel
 
 
 def file_kind(path: Path) -> str:
@@ -114,16 +115,34 @@ class Explanation:
         return f"class {self.target}" if self.label is None else f"{self.label} ({self.target})"
 
     def __str__(self) -> str:
-        masks = f"{self.scored} masks" if self.complete else f"{self.scored} of {self.scorable} masks"
-        return f"{self.name}: score {self.class_score:.3f}, {masks}, {self.timings_ms['total']:.0f} ms"
+        return f"{self.name}: score {self.class_score:.3f}, {self._masks()}, {self.timings_ms['total']:.0f} ms"
 
     def overlay(self, opacity: float = 0.7) -> Image.Image:
-        """Draw the heatmap over the part of the photo that the network saw.
+        """Draw the heatmap over the part of the photo that the network saw, at the photo's own resolution.
 
         Args:
             opacity: Opacity of the hottest pixel, from 0 to 1.
+
+        Raises:
+            OptionError: The opacity is not between 0 and 1.
         """
         return overlay(self.heatmap, self.picture, opacity)
+
+    def figure(self) -> Image.Image:
+        """Draw what the network saw beside the heatmap, with the class, its score, a colour scale and the warnings."""
+        return figure(self.heatmap, self.picture, title=self._title(), lines=self._subtitle(), warnings=self.warnings)
+
+    def panel(self) -> Image.Image:
+        """Draw what the network saw, the visualization map of every layer, and the heatmap, side by side.
+
+        Raises:
+            OptionError: The explanation holds no visualization maps.
+        """
+        return draw_panel([self])
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as a PNG file: what a notebook shows."""
+        return _png(self.figure())
 
     def report(self) -> dict[str, object]:
         """Return everything but the images, in JSON's types."""
@@ -138,7 +157,7 @@ class Explanation:
         """Write the explanation to a file.
 
         Args:
-            path: `*.png` for the overlay; `*.npz` for `heatmap`, the visualization maps that are there as
+            path: `*.png` for the figure; `*.npz` for `heatmap`, the visualization maps that are there as
                 `visualization_map_1` …, and `report`, JSON text; it loads without pickle.
 
         Raises:
@@ -146,20 +165,106 @@ class Explanation:
         """
         path = Path(path)
         kind = file_kind(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        content = _png(self.figure()) if kind == ".png" else _npz(self._arrays())
+        beside = path.with_name(f".{secrets.token_hex(8)}.part")  # not by the name: that may be as long as names can be
         try:
-            with beside.open("wb") as file:
-                if kind == ".png":
-                    self.overlay().save(file, "png")
-                else:
-                    np.savez_compressed(file, **self._arrays())  # type: ignore[arg-type]  # the stub knows one keyword
+            beside.write_bytes(content)
             beside.replace(path)
         except OSError as err:
-            raise OptionError(f"{path}: cannot be written: {err.strerror}") from err
+            raise OptionError(f"{path}: cannot be written: {err.strerror or err}") from err
         finally:
             beside.unlink(missing_ok=True)
+
+    def _title(self) -> str:
+        return f"class {self.target}" if self.label is None else self.label
+
+    def _masks(self) -> str:
+        part = "" if self.complete else f" of {self.scorable}"
+        return f"{self.scored}{part} masks"
+
+    def _subtitle(self) -> tuple[str, ...]:
+        score = f"{self.class_score:.4g} (logit)"
+        if self.activation != "none":
+            score = f"{_percent(self.class_score)} ({self.activation})"
+        index = "" if self.label is None else f"class {self.target} · "
+        rule = f"rule {self.rule}" + (f" with mu {self.mu:g}" if self.mu else "")
+        baseline = self.baseline
+        if not isinstance(baseline, str):
+            baseline = f"colour ({', '.join(f'{value:g}' for value in baseline)})"
+        return f"{index}score {score}", f"{rule} · fusion {self.fusion} · baseline {baseline} · {self._masks()} scored"
+
+    def _row(self) -> Row:
+        if self.visualization_maps is None:
+            raise OptionError(
+                "the explanation holds no visualization maps to draw in a panel; explain with visualization_maps=True"
+            )
+        views = zip(self.layers, self.visualization_maps, strict=True)
+        return Row(
+            picture=self.picture,
+            title=self._title(),
+            lines=self._subtitle(),
+            warnings=self.warnings,
+            tiles=(
+                Tile(caption=("what the network saw",)),
+                *(_layer_tile(number, layer, view) for number, (layer, view) in enumerate(views, start=1)),
+                Tile(heatmap=self.heatmap, caption=("heatmap", "all layers fused")),
+            ),
+        )
 
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         maps = enumerate(self.visualization_maps or (), start=1)
         views = {f"visualization_map_{number}": view for number, view in maps if view is not None}
         return {"heatmap": self.heatmap, "report": np.array(json.dumps(self.report())), **views}
+
+
+def draw_panel(explanations: Sequence[Explanation]) -> Image.Image:
+    """Draw one row per explanation: what the network saw, the visualization map of every layer, and the heatmap.
+
+    Args:
+        explanations: At least one, each made with `visualization_maps=True`.
+
+    Raises:
+        OptionError: There is none, or one holds no visualization maps.
+    """
+    if not explanations:
+        raise OptionError("a panel of no explanations was asked for; expected at least one")
+    return panel([explanation._row() for explanation in explanations])
+
+
+def _layer_tile(number: int, layer: LayerReport, view: NDArray[np.float32] | None) -> Tile:
+    scorable = layer.selected - layer.flat
+    part = "" if layer.scored == scorable else f" of {scorable}"
+    caption = [f"layer {number}", layer.name, f"{layer.channels} maps, {layer.scored}{part} scored"]
+    if view is None:
+        return Tile(empty=_why_empty(layer), caption=caption)
+    caption.append("not cut" if layer.fusion_threshold is None else f"cut at {layer.fusion_threshold:.2f}")
+    return Tile(heatmap=view, cut=layer.fusion_threshold, caption=caption)
+
+
+def _why_empty(layer: LayerReport) -> str:
+    if layer.selected == 0:
+        return "no feature map was selected"
+    if layer.selected == layer.flat:
+        return f"all {layer.flat} selected maps are constant"
+    if layer.scored == 0:
+        return f"none of {layer.selected - layer.flat} masks was scored"
+    return "its masks add up to a constant map"
+
+
+def _percent(share: float) -> str:
+    """Return a share as a percentage that never rounds to a certainty that it is not."""
+    if 0 < share < 0.0005:
+        return "below 0.1%"
+    return "above 99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return file.getvalue()
+
+
+def _npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stub knows one keyword
+    return file.getvalue()

@@ -1,17 +1,17 @@
-"""Photos in, pictures out: decoding, preprocessing, baselines and the heatmap overlay."""
+"""Photos in: decoding, preprocessing and baselines."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from engine.decode import PhotoSource, decode, is_photo_source
 from engine.errors import ImageError, OptionError
 from engine.preprocess import Preprocess
 
-Photo: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | NDArray[np.float32]"
+Photo: TypeAlias = "PhotoSource | NDArray[np.uint8] | NDArray[np.float32]"
 Baseline: TypeAlias = "str | tuple[float, ...]"
 
 _RESAMPLING = {
@@ -22,10 +22,6 @@ _RESAMPLING = {
 }
 _BLUR = 1 / 20
 _LARGEST_RESIZE = 1 << 26
-_COLOURS = np.array(
-    [[48, 18, 59], [70, 107, 227], [40, 188, 235], [50, 242, 152], [164, 252, 60], [238, 207, 58], [251, 126, 33],
-     [209, 47, 5], [122, 4, 3]], np.float64,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,13 +41,19 @@ def prepare(photo: Photo, preprocess: Preprocess | None, image_shape: tuple[int,
     """Turn a photo into the network's input.
 
     Args:
-        photo: A file, a PIL image or uint8 [h, w, 3] of any size; or the prepared input, float32 [1, C, H, W].
+        photo: A path, the bytes of a file, a binary file or a PIL image, as `decode` takes them; uint8 [h, w, 3], red
+            first, of any size (for one channel [h, w] too); or the prepared input, float32 [1, C, H, W].
         preprocess: The bundle's settings, or None when it has none.
         image_shape: Sizes C, H and W of the network's input.
 
     Raises:
         ImageError: The photo cannot be read, or the array has another type or shape, or values that are not finite.
     """
+    if not isinstance(photo, np.ndarray) and not is_photo_source(photo):
+        raise ImageError(
+            f"image is of type {type(photo).__name__}; expected a path, bytes, a binary file, a PIL image, uint8 "
+            "[height, width, 3] or a prepared float32 array"
+        )
     if isinstance(photo, np.ndarray) and photo.dtype != np.uint8:
         return _prepared_array(photo, preprocess, image_shape)
     if preprocess is None:
@@ -99,60 +101,31 @@ def make_baseline(
     return np.ascontiguousarray(np.broadcast_to(values[:, None, None], array.shape[1:]))
 
 
-def overlay(heatmap: NDArray[np.float32], picture: Image.Image, opacity: float = 0.7) -> Image.Image:
-    """Draw a heatmap over a picture: dark blue for 0, through green, to red for 1; the hotter, the more opaque.
-
-    Args:
-        heatmap: float32 [H, W] from 0 to 1.
-        picture: What to draw on, of any size; the heatmap is stretched to it.
-        opacity: Opacity of the hottest pixel, from 0 to 1.
-    """
-    if not 0 <= opacity <= 1:
-        raise OptionError(f"opacity is {opacity:g}; expected a number from 0 to 1")
-    heat = np.asarray(Image.fromarray(heatmap).resize(picture.size, Image.Resampling.BILINEAR), np.float64)
-    stops = np.linspace(0, 1, len(_COLOURS))
-    colours = np.stack([np.interp(heat, stops, _COLOURS[:, channel]) for channel in range(3)], axis=2)
-    weight = (opacity * (0.35 + 0.65 * heat))[:, :, None]
-    blended = weight * colours + (1 - weight) * np.asarray(picture.convert("RGB"), np.float64)
-    return Image.fromarray(np.rint(blended).astype(np.uint8))
-
-
 def _decode(photo: Photo, mode: str) -> Image.Image:
     """Decode a photo, turned upright, in Pillow's mode `RGB` or `L`."""
-    if isinstance(photo, np.ndarray):
-        grey = mode == "L" and photo.ndim == 2
-        if not (grey or (photo.ndim == 3 and photo.shape[2] == 3)) or 0 in photo.shape:
-            raise ImageError(f"array uint8 {list(photo.shape)}: is no photo; expected [height, width, 3]")
-        return Image.fromarray(photo).convert(mode)
-    if not isinstance(photo, str | Path | Image.Image):
+    if not isinstance(photo, np.ndarray):
+        return decode(photo, mode)
+    grey = mode == "L" and photo.ndim == 2
+    if not (grey or (photo.ndim == 3 and photo.shape[2] == 3)) or 0 in photo.shape:
         raise ImageError(
-            f"image is of type {type(photo).__name__}; expected a path, a PIL image, uint8 [height, width, 3] or a "
-            "prepared float32 array"
+            f"array uint8 {list(photo.shape)}: is no photo; expected [height, width, 3], red first{_remedy(photo)}"
         )
-    name = "the image" if isinstance(photo, Image.Image) else str(photo)
-    try:
-        if isinstance(photo, Image.Image):
-            return _as_mode(ImageOps.exif_transpose(photo), mode)
-        with Image.open(photo) as image:
-            return _as_mode(ImageOps.exif_transpose(image), mode)
-    except UnidentifiedImageError as err:
-        raise ImageError(f"{name}: is in no format that Pillow reads; expected a photo") from err
-    except Exception as err:  # Pillow's decoders raise whatever they run into
-        reason = (err.strerror if isinstance(err, OSError) else None) or str(err) or type(err).__name__
-        raise ImageError(f"{name}: cannot be read as a photo: {reason}") from err
+    return Image.fromarray(photo).convert(mode)
 
 
-def _as_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert to `RGB` or `L`; 16-bit grey keeps its upper 8 bits, which Pillow's own conversion would saturate."""
-    if 0 in image.size:
-        raise ValueError(f"it has {image.width}×{image.height} pixels")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of mode {image.mode}, without a known range; expected 8 or 16 bits")
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert(mode)
+def _remedy(array: NDArray[np.generic]) -> str:
+    """Say what makes a photo of an array of another shape, if that can be told from the shape."""
+    shape = array.shape
+    if 0 in shape:
+        return ""
+    if len(shape) == 4:
+        return "; pass one photo at a time: array[0]"
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 2, 4)):
+        squeezed = "array[:, :, 0]" if shape[2:] == (1,) else "array"
+        return f"; Pillow knows grey and transparency: pass Image.fromarray({squeezed})"
+    if len(shape) == 3 and shape[0] == 3:
+        return "; put the channels last: array.transpose(1, 2, 0)"
+    return ""
 
 
 def _normalise(pixels: NDArray[np.float32], preprocess: Preprocess) -> NDArray[np.float32]:
@@ -187,11 +160,15 @@ def _prepared_array(
     if array.dtype != np.float32 or array.shape != (1, *image_shape):
         raise ImageError(
             f"array {array.dtype} {list(array.shape)}: does not fit; expected a photo uint8 [height, width, 3], or the "
-            f"prepared input float32 {[1, *image_shape]}"
+            f"prepared input float32 {[1, *image_shape]}{_fitting(array, image_shape)}"
         )
     prepared = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(prepared).all():
-        raise ImageError("the prepared array holds NaN or infinity; expected finite numbers")
+    wrong = np.argwhere(~np.isfinite(prepared))
+    if len(wrong):
+        raise ImageError(
+            f"array float32 {list(array.shape)}: holds {len(wrong)} value{'s' if len(wrong) > 1 else ''} NaN or "
+            f"infinite, the first at {wrong[0].tolist()}; expected finite numbers; check what prepared it"
+        )
     values = prepared[0].astype(np.float64)
     if preprocess is None:
         values = (values - values.min()) / max(float(np.ptp(values)), 1e-30) * 255.0
@@ -201,6 +178,23 @@ def _prepared_array(
         values = values[::-1] if preprocess.bgr else values
     pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8).transpose(1, 2, 0)
     return Prepared(array=prepared, picture=Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+
+
+def _fitting(array: NDArray[np.generic], image_shape: tuple[int, int, int]) -> str:
+    """Say what makes an array fit, if that can be told from its type and shape."""
+    channels, height, width = image_shape
+    if array.shape == (1, *image_shape) and array.dtype.kind in "fiu":
+        return "; pass array.astype(np.float32)"
+    if array.dtype != np.float32:
+        return ""
+    remedies = {
+        image_shape: "add the batch axis: array[None]",
+        (1, height, width, channels): "put the channels first: array.transpose(0, 3, 1, 2)",
+        (height, width, channels): "put the channels first and add the batch axis: array.transpose(2, 0, 1)[None]",
+    }
+    if array.shape[1:] == image_shape and len(array) > 1:
+        return "; pass one image at a time: array[:1]"
+    return f"; {remedies[array.shape]}" if array.shape in remedies else ""
 
 
 def _blur(image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,17 +1,18 @@
 import dataclasses
+import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import engine
 from engine.errors import OptionError
-from engine.explanation import Explanation, LayerReport
-from engine.image import overlay
+from engine.explanation import Explanation, LayerReport, draw_panel
+from engine.picture import overlay
 from tests.tiny_cnn import photo_pixels
 
 HEATMAP = np.linspace(0, 1, 24 * 32, dtype=np.float32).reshape(24, 32)
@@ -119,6 +120,7 @@ def strict_json(report: object) -> object:
 
 def test_str() -> None:
     assert str(make()) == "espresso (3): score 0.877, 2 masks, 12 ms"
+    assert str(make(scorable=7)) == "espresso (3): score 0.877, 2 of 7 masks, 12 ms"
     assert str(make(label=None, class_score=0.0)) == "class 3: score 0.000, 2 masks, 12 ms"
     assert str(make(scorable=7, complete=False)) == "espresso (3): score 0.877, 2 of 7 masks, 12 ms"
 
@@ -170,6 +172,7 @@ def test_a_real_report_in_json(tiny_bundle: Path, options: dict[str, object]) ->
     assert report["class_score"] == explanation.class_score
     assert [layer["scored"] for layer in report["layers"]] == [layer.scored for layer in explanation.layers]
     assert report["scored"] == sum(layer["scored"] for layer in report["layers"]) > 0
+    assert report["scorable"] == sum(layer["selected"] - layer["flat"] for layer in report["layers"])
     assert report["timings_ms"]["total"] >= report["timings_ms"]["score"] > 0
 
 
@@ -193,14 +196,135 @@ def test_overlay_is_drawn_on_the_picture() -> None:
         explanation.overlay(1.1)
 
 
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is written on pictures, in order."""
+    written: list[str] = []
+    original = ImageDraw.ImageDraw.text
+
+    def text(self: ImageDraw.ImageDraw, place: tuple[float, float], words: str, **options: object) -> None:
+        written.append(words)
+        original(self, place, words, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return written
+
+
+HEAD = ["espresso", "class 3 · score 87.7% (softmax)"]
+HOW = "rule otsu · fusion hard · baseline colour (1, 2, 3) · 2 masks scored"
+WARNING = "Warning: layer 'relu2' gave no mask: no feature map was selected"
+
+
+def test_a_figure_says_what_it_shows(texts: list[str]) -> None:
+    drawn = make().figure()
+    assert texts[:3] == [*HEAD, HOW]
+    assert texts[-1] == WARNING
+    picture = make().picture.resize((480, 356), Image.Resampling.BICUBIC)
+    pixels = np.asarray(drawn)
+    top, *_ = np.flatnonzero((pixels[:, 28:508] == np.asarray(picture)[0]).all(axis=(1, 2)))
+    np.testing.assert_array_equal(pixels[top : top + 356, 28:508], picture)
+    np.testing.assert_array_equal(pixels[top : top + 356, 530:1010], overlay(HEATMAP, picture))
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"label": None}, ["class 3", "score 87.7% (softmax)", HOW]),
+        ({"activation": "sigmoid", "class_score": 1.0}, [HEAD[0], "class 3 · score 100.0% (sigmoid)", HOW]),
+        ({"class_score": 0.99951}, [HEAD[0], "class 3 · score above 99.9% (softmax)", HOW]),
+        ({"class_score": 0.9994}, [HEAD[0], "class 3 · score 99.9% (softmax)", HOW]),
+        ({"class_score": 0.0005}, [HEAD[0], "class 3 · score 0.1% (softmax)", HOW]),
+        ({"class_score": 0.00049}, [HEAD[0], "class 3 · score below 0.1% (softmax)", HOW]),
+        ({"class_score": 0.0}, [HEAD[0], "class 3 · score 0.0% (softmax)", HOW]),
+        ({"activation": "none", "class_score": -7.30612}, [HEAD[0], "class 3 · score -7.306 (logit)", HOW]),
+        (
+            {"rule": "positive", "mu": 0.25, "fusion": "soft", "baseline": "zero", "scorable": 7},
+            [*HEAD, "rule positive with mu 0.25 · fusion soft · baseline zero · 2 of 7 masks scored"],
+        ),
+    ],
+)
+def test_the_head_of_a_figure_and_of_a_panel(texts: list[str], changes: dict[str, object], lines: list[str]) -> None:
+    make(**changes).figure()
+    assert texts[: len(lines)] == lines
+    texts.clear()
+    make(visualization_maps=(HEATMAP, None), **changes).panel()
+    assert texts[: len(lines)] == lines
+
+
+def test_a_panel_says_what_each_layer_did(texts: list[str]) -> None:
+    layers = (
+        LAYERS[0],
+        LAYERS[1],
+        dataclasses.replace(LAYERS[0], name="relu3", channels=16, selected=9, flat=2, fusion_threshold=0.437),
+        dataclasses.replace(LAYERS[0], name="relu4", selected=12, flat=12, scored=0),
+        dataclasses.replace(LAYERS[0], name="relu5", selected=3, flat=1, scored=0),
+        dataclasses.replace(LAYERS[0], name="relu6"),
+    )
+    maps = (HEATMAP, None, HEATMAP[::-1].copy(), None, None, None)
+    make(layers=layers, visualization_maps=maps).panel()
+    assert " ".join(texts) == " ".join(
+        [
+            *(*HEAD, HOW, "what the network saw"),
+            *("layer 1", "relu1", "4 maps, 2 scored", "not cut"),
+            *("no feature map was selected", "layer 2", "relu2", "8 maps, 0 scored"),
+            *("layer 3", "relu3", "16 maps, 2 of 7 scored", "cut at 0.44"),
+            *("all 12 selected maps are constant", "layer 4", "relu4", "4 maps, 0 scored"),
+            *("none of 2 masks was scored", "layer 5", "relu5", "4 maps, 0 of 2 scored"),
+            *("its masks add up to a constant map", "layer 6", "relu6", "4 maps, 2 scored"),
+            *("heatmap", "all layers fused", WARNING),
+            *("importance within this image: 0 least", "1 most", "White line: where fusion cuts the layer."),
+        ]
+    )
+
+
+def test_a_panel_draws_every_map() -> None:
+    drawn = np.asarray(make(visualization_maps=(HEATMAP[::-1].copy(), None)).panel())
+    picture = make().picture.resize((220, 163), Image.Resampling.BICUBIC)
+    top, *_ = np.flatnonzero((drawn[:, 28:248] == np.asarray(picture)[0]).all(axis=(1, 2)))
+    for column, expected in ((0, picture), (1, overlay(HEATMAP[::-1].copy(), picture)), (3, overlay(HEATMAP, picture))):
+        left = 28 + column * (220 + 22)
+        np.testing.assert_array_equal(drawn[top : top + 163, left : left + 220], expected)
+
+
+def test_a_panel_of_several_explanations(texts: list[str]) -> None:
+    maps = (HEATMAP, None)
+    both = draw_panel([make(visualization_maps=maps), make(visualization_maps=maps, label="cup", target=4)])
+    assert [text for text in texts if text in ("espresso", "cup")] == ["espresso", "cup"]
+    assert both.height > 1.5 * make(visualization_maps=maps).panel().height
+
+
+def test_a_panel_needs_visualization_maps() -> None:
+    text = "the explanation holds no visualization maps to draw in a panel; explain with visualization_maps=True"
+    for draw in (make().panel, lambda: draw_panel([make(visualization_maps=(HEATMAP, None)), make()])):
+        with pytest.raises(OptionError, match=f"^{re.escape(text)}$"):
+            draw()
+    with pytest.raises(OptionError, match=r"^a panel of no explanations was asked for; expected at least one$"):
+        draw_panel([])
+
+
+def test_a_panel_of_a_real_explanation(tiny_bundle: Path, texts: list[str]) -> None:
+    explanation = engine.load(tiny_bundle, threads=1).explain(photo_pixels(), "cup", visualization_maps=True)
+    assert explanation.panel().width > 5 * 200
+    for layer in explanation.layers:
+        part = "" if layer.scored == layer.selected - layer.flat else f" of {layer.selected - layer.flat}"
+        assert f"{layer.channels} maps, {layer.scored}{part} scored" in texts
+
+
+def test_a_notebook_shows_the_figure() -> None:
+    content = make()._repr_png_()
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == "PNG"
+        assert image.tobytes() == make().figure().tobytes()
+
+
 @pytest.mark.parametrize("name", ["out.png", "OUT.PNG", "two.dots.png"])
 @pytest.mark.parametrize("kind", [str, Path])
-def test_png_holds_the_overlay(tmp_path: Path, name: str, kind: type) -> None:
+def test_png_holds_the_figure(tmp_path: Path, name: str, kind: type) -> None:
     explanation = make()
     explanation.save(kind(tmp_path / name))
     with Image.open(tmp_path / name) as image:
         assert image.format == "PNG"
-        assert image.tobytes() == explanation.overlay().tobytes()
+        assert image.tobytes() == explanation.figure().tobytes()
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
@@ -240,7 +364,7 @@ def test_saving_replaces_a_file(tmp_path: Path) -> None:
     for name in ("out.png", "out.npz"):
         make(heatmap=HEATMAP[::-1].copy()).save(tmp_path / name)
         make().save(tmp_path / name)
-    assert Image.open(tmp_path / "out.png").tobytes() == make().overlay().tobytes()
+    assert Image.open(tmp_path / "out.png").tobytes() == make().figure().tobytes()
     with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["heatmap"], HEATMAP)
 
@@ -282,12 +406,30 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(
     path = tmp_path / "out.png"
     path.write_bytes(b"old")
 
-    def save(_self: Image.Image, file: BinaryIO, _kind: str) -> None:
-        file.write(b"half")
+    def write_bytes(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     with pytest.raises(OptionError, match=r"out\.png: cannot be written: No space left on device$"):
         make().save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.png"]
-    assert path.read_bytes() == b"old"
+    with path.open("rb") as file:
+        assert file.read() == b"old"
+
+
+def test_the_longest_name_can_be_saved(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".png")
+    make().save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_explanations_saved_at_once_under_one_name_give_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.npz"
+    with ThreadPoolExecutor(8) as pool:
+        for saved in [pool.submit(make().save, path) for _ in range(40)]:
+            saved.result()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.npz"]
+    with np.load(path, allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["heatmap"], HEATMAP)
