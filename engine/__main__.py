@@ -1,76 +1,224 @@
-"""Command line of the runtime: `python -m engine explain NAME.ada PHOTO -o OUT.png`."""
+"""Command line of the runtime: `python -m engine explain NAME.ada PHOTO… -o OUT`, and `python -m engine inspect`."""
 
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
+import numpy as np
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from engine.console import STATUS, run
+from engine._version import __version__
+from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
+from engine.bundle import load_bundle
+from engine.console import STATUS, print_error, run
+from engine.errors import ImageError, OptionError
 from engine.explainer import Explainer, load
-from engine.explanation import Explanation, file_kind
+from engine.explanation import Explanation, save_panel
+from engine.image import Baseline
+from engine.options import Choices, Target, class_indices
+from engine.outputs import Outputs
+from engine.photos import find_photos
+from engine.tables import print_contents, print_explanation, print_origin
+
+_EXIT_CODES = (
+    "Exit codes: 0 done; 2 a mistake that you can mend, told in one line; 1 a bug, with its stack; 130 stopped by "
+    "Ctrl-C, 143 by SIGTERM."
+)
+_COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
 
 
-@app.callback()
-def main() -> None:
+def print_version(asked: bool) -> None:
+    """Print the versions of the engine and of its runtime, and end."""
+    if asked:
+        Console(highlight=False).print(f"ada-sise-engine {__version__}, onnxruntime {ONNXRUNTIME_VERSION}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_EXIT_CODES)
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
     """Answer "why did the model say that?" from a bundle made by python -m engine.export."""
 
 
-@app.command()
+@app.command(epilog=_EXIT_CODES)
 def explain(
     bundle: Annotated[Path, typer.Argument(help="Bundle made by python -m engine.export.", metavar="NAME.ada")],
-    photo: Annotated[Path, typer.Argument(help="The photo to explain.", metavar="PHOTO")],
+    photos: Annotated[list[str], typer.Argument(help="Photos, folders, or patterns in quotes.", metavar="PHOTO…")],
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="Overlay picture, or arrays and report.", metavar="OUT.png|OUT.npz"),
+        typer.Option(
+            "-o",
+            "--output",
+            help="For one heatmap a picture, or arrays and report; else a folder for pictures.",
+            metavar="OUT.png|OUT.npz|FOLDER",
+        ),
     ],
-    target: Annotated[str | None, typer.Option(help="Class label or index; the top-1 class if left out.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Class label or index, repeat for several; the top-1 class if left out.", metavar="CLASS"),
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Explain the N classes of the highest scores.", metavar="N")] = None,
     rule: Annotated[str, typer.Option(help="otsu (Ada-SISE), otsu-count, positive (SISE) or all.")] = "otsu",
     mu: Annotated[float, typer.Option(help="For rule positive: the least share of the largest gradient.")] = 0.0,
     fusion: Annotated[str, typer.Option(help="hard or soft.")] = "hard",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one per physical core if left out.")] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="softmax, sigmoid or none, instead of the bundle's own.")
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(help="What masked-out pixels become: zero, blur, or a colour R,G,B.", metavar="BASELINE")
+    ] = "zero",
+    batch: Annotated[int, typer.Option(help="Masked images in one run of the network.", metavar="N")] = 8,
+    max_masks: Annotated[int | None, typer.Option(help="Score this many masks at most.", metavar="N")] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="Score the masks that fit into this time, per photo.", metavar="MS")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; one per physical core if left out.", metavar="N")
+    ] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(help="ONNX Runtime provider, repeat for several in order of preference.", metavar="NAME"),
+    ] = None,
+    maps: Annotated[bool, typer.Option("--maps", help="Draw a panel of every layer's map too: OUT.maps.png.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each report as one line of JSON, and no table.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Draw a heatmap of what in a photo made the model answer as it did.
+    """Draw heatmaps of what in photos made the model answer as it did.
 
     Example: python -m engine explain resnet50.ada cat.jpg -o heatmap.png --target "tiger cat"
+
+    Example: python -m engine explain resnet50.ada photos/ "more/*.jpg" -o heatmaps --top 3 --maps
     """
-    file_kind(output)
-    with STATUS.status("explain …"):
-        explainer = load(bundle, threads=threads)
-        result = explainer.explain(photo, parse_target(target, explainer), rule=rule, mu=mu, fusion=fusion)
-        result.save(output)
-    print_report(result, Console(highlight=False))
-    STATUS.print(f"wrote {output}", soft_wrap=True, markup=False)
+    if target and top is not None:
+        raise OptionError("--target and --top both choose the classes; expected one of them")
+    if top is not None and top < 1:
+        raise OptionError(f"top is {top}; expected a whole number of at least 1")
+    chosen = find_photos(photos)
+    outputs = Outputs(output, chosen, several=top is not None or len(target or ()) > 1, maps=maps, replace=force)
+    with STATUS.status("load …"):
+        explainer = load(bundle, threads=threads, providers=provider)
+    asked = [parse_target(name, explainer) for name in target or ()] or [None]
+    class_indices(asked, explainer.bundle.classes, explainer.bundle.labels)
+    outputs.make_folder()
+
+    unread = 0
+    quiet, beside_text = not STATUS.is_terminal, sys.stdout.isatty()
+    with Progress(*_COLUMNS, console=STATUS, transient=True, disable=quiet, redirect_stdout=beside_text) as bar:
+        task = bar.add_task("", total=len(chosen))
+        for number, photo in enumerate(chosen):
+
+            def show(done: int, planned: int, number: int = number, photo: Path = photo) -> None:
+                description = f"{photo.name}: {done} of {planned} masks"
+                bar.update(task, completed=number + done / max(planned, 1), description=description)
+
+            try:
+                results = explain_into(
+                    outputs,
+                    explainer,
+                    photo,
+                    asked if top is None else top_classes(explainer, photo, top),
+                    rule=rule,
+                    mu=mu,
+                    fusion=fusion,
+                    activation=activation,
+                    baseline=parse_baseline(baseline),
+                    batch_size=batch,
+                    max_masks=max_masks,
+                    deadline_ms=deadline_ms,
+                    visualization_maps=maps,
+                    progress=show,
+                )
+            except ImageError as err:
+                if len(chosen) == 1:
+                    raise
+                print_error(str(err))
+                unread += 1
+                continue
+            for result, file in results:
+                print_result(result, photo, file, as_json=as_json, table=len(chosen) == len(results) == 1)
+    if unread:
+        raise ImageError(f"{unread} of {len(chosen)} photos could not be explained, for the reasons above")
 
 
-def parse_target(target: str | None, explainer: Explainer) -> int | str | None:
+@app.command(epilog=_EXIT_CODES)
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by python -m engine.export.", metavar="NAME.ada")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON, and no tables.")] = False,
+) -> None:
+    """Check every file of a bundle, and say what is in it.
+
+    Example: python -m engine inspect resnet50.ada
+    """
+    found = load_bundle(bundle)
+    console = Console(highlight=False)
+    if as_json:
+        typer.echo(json.dumps(found.manifest, indent=2, ensure_ascii=False))
+        return
+    print_contents(found, console)
+    print_origin(found, console)
+    console.print("every file has the size and the SHA-256 that the manifest lists")
+
+
+def explain_into(
+    outputs: Outputs, explainer: Explainer, photo: Path, targets: Sequence[Target], **choices: Unpack[Choices]
+) -> list[tuple[Explanation, Path]]:
+    """Explain a photo for some classes, and write the pictures; return each result and where it was written."""
+    indices = class_indices(list(targets), explainer.bundle.classes, explainer.bundle.labels)
+    files = outputs.heatmaps(photo, indices, explainer.bundle.labels)
+    results = explainer.explain(photo, list(targets), **choices)
+    for result, file in zip(results, files, strict=True):
+        result.save(file)
+        STATUS.print(f"wrote {file}", soft_wrap=True, markup=False)
+    if outputs.maps:
+        save_panel(results, outputs.panel(photo))
+        STATUS.print(f"wrote {outputs.panel(photo)}", soft_wrap=True, markup=False)
+    return list(zip(results, files, strict=True))
+
+
+def top_classes(explainer: Explainer, photo: Path, count: int) -> list[int]:
+    """Return the classes of the highest scores, the highest first; of equal ones the lower index first."""
+    order = np.argsort(-explainer.classify(photo), kind="stable")
+    return [int(index) for index in order[:count]]
+
+
+def parse_target(target: str, explainer: Explainer) -> Target:
     """Take a target for a label if the bundle has that label, else for an index if it is a number."""
     labels = explainer.bundle.labels or ()
-    if target is not None and target not in labels and target.removeprefix("-").isdecimal():
+    if target not in labels and target.removeprefix("-").isdecimal():
         return int(target)
     return target
 
 
-def print_report(result: Explanation, console: Console) -> None:
-    """Print what an explanation found as a table."""
-    table = Table("layer", box=SIMPLE_HEAD, title=escape(str(result)), title_style="bold")
-    for heading in ("maps", "positive", "selected", "flat", "scored"):
-        table.add_column(heading, justify="right")
-    for layer in result.layers:
-        counts = (layer.channels, layer.positive, layer.selected, layer.flat, layer.scored)
-        table.add_row(escape(layer.name), *map(str, counts))
-    console.print(table)
-    phases = ", ".join(f"{phase} {ms:.0f}" for phase, ms in result.timings_ms.items())
-    console.print(
-        f"rule {result.rule}, fusion {result.fusion}, activation {result.activation}; ms: {phases}", soft_wrap=True
-    )
+def parse_baseline(text: str) -> Baseline:
+    """Read `zero`, `blur`, or a colour: numbers with commas between them; anything else stays as it is."""
+    try:
+        return tuple(float(value) for value in text.split(","))
+    except ValueError:
+        return text
+
+
+def print_result(result: Explanation, photo: Path, file: Path, *, as_json: bool, table: bool) -> None:
+    """Print what an explanation found: as a line of JSON, as a table, or as a line."""
+    console = Console(highlight=False)
+    if as_json:
+        typer.echo(json.dumps({"photo": str(photo), "heatmap": str(file), **result.report()}, ensure_ascii=False))
+    elif table:
+        print_explanation(result, console)
+    else:
+        console.print(f"{photo}: {result}", soft_wrap=True, markup=False)
     for warning in result.warnings:
-        STATUS.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
+        STATUS.print(f"warning: {photo}, {result.name}: {warning}", style="yellow", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -16,5 +16,10 @@ def run(command: Callable[[], object]) -> None:
     try:
         command()
     except EngineError as err:
-        STATUS.print(f"error: {err}", style="red", soft_wrap=True, markup=False)
+        print_error(str(err))
         sys.exit(USER_ERROR)
+
+
+def print_error(message: str) -> None:
+    """Print one line."""
+    STATUS.print(f"error: {message}", style="red", soft_wrap=True, markup=False)

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from engine.backends import Backend, Session, create_backend
 from engine.budget import Plan, plan, scoring_order
-from engine.bundle import Bundle, Layer, load_bundle
+from engine.bundle import ACTIVATIONS, Bundle, Layer, load_bundle
 from engine.contract import expect_contract
 from engine.errors import BackendError
 from engine.explanation import Explanation, LayerReport
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import MaskWriter, Selection, activate, fuse, is_flat, select_channels, visualization_map
-from engine.options import Choices, Options, Target, Targets, class_indices
+from engine.options import Choices, Options, Target, Targets, class_indices, expect_known
 from engine.pace import Cancel, Pace, Progress, expect_wanted
 from engine.scoring import ScoredMasks, finite, score_masks
 
@@ -96,6 +96,26 @@ class Explainer:
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"an Explainer cannot be pickled; load {self.bundle.path} in each process")
 
+    def classify(self, image: Photo, activation: str | None = None) -> Map:
+        """Return the class scores of an image, float64 [classes].
+
+        Args:
+            image: As for `explain`.
+            activation: `softmax`, `sigmoid` or `none` instead of the bundle's own.
+
+        Raises:
+            ImageError: The image cannot be read or does not fit, or the network computes NaN or infinity for it.
+            OptionError: The activation is unknown.
+            BackendError: The explainer is closed, or the runtime failed.
+        """
+        activation = self.bundle.activation if activation is None else activation
+        expect_known("activation", activation, ACTIVATIONS)
+        _, forward = self._open_sessions()
+        prepared = prepare(image, self.bundle.preprocess, self.bundle.image_shape)
+        (logits,) = forward.run([prepared.array])
+        scores: Map = activate(finite(logits), activation)[0]
+        return scores
+
     @overload
     def explain(self, image: Photo, target: Target = None, **choices: Unpack[Choices]) -> Explanation: ...
 
@@ -161,9 +181,7 @@ class Explainer:
             deadline_ms=deadline_ms,
         )
         targets = class_indices(target, self.bundle.classes, self.bundle.labels)
-        if self._sessions is None:
-            raise BackendError(f"{self.bundle.path}: the explainer was closed; load the bundle again")
-        tapped, forward = self._sessions
+        tapped, forward = self._open_sessions()
         with clock("prepare"):
             prepared = prepare(image, self.bundle.preprocess, self.bundle.image_shape)
             replacement = make_baseline(baseline, prepared.array, self.bundle.preprocess)
@@ -223,6 +241,11 @@ class Explainer:
                 _LOG.warning("%s: %s", result.name, warning)
             results.append(result)
         return results if isinstance(target, list | tuple) else results[0]
+
+    def _open_sessions(self) -> tuple[Session, Session]:
+        if self._sessions is None:
+            raise BackendError(f"{self.bundle.path}: the explainer was closed; load the bundle again")
+        return self._sessions
 
 
 def _tap(

@@ -165,21 +165,13 @@ class Explanation:
         """
         path = Path(path)
         kind = file_kind(path)
-        content = _png(self.figure()) if kind == ".png" else _npz(self._arrays())
-        beside = path.with_name(f".{secrets.token_hex(8)}.part")  # not by the name: that may be as long as names can be
-        try:
-            beside.write_bytes(content)
-            beside.replace(path)
-        except OSError as err:
-            raise OptionError(f"{path}: cannot be written: {err.strerror or err}") from err
-        finally:
-            beside.unlink(missing_ok=True)
+        _write(path, _png(self.figure()) if kind == ".png" else _npz(self._arrays()))
 
     def _title(self) -> str:
         return f"class {self.target}" if self.label is None else self.label
 
     def _masks(self) -> str:
-        part = "" if self.complete else f" of {self.scorable}"
+        part = "" if self.scored == self.scorable else f" of {self.scorable}"
         return f"{self.scored}{part} masks"
 
     def _subtitle(self) -> tuple[str, ...]:
@@ -229,6 +221,27 @@ def draw_panel(explanations: Sequence[Explanation]) -> Image.Image:
     if not explanations:
         raise OptionError("a panel of no explanations was asked for; expected at least one")
     return panel([explanation._row() for explanation in explanations])
+
+
+def save_panel(explanations: Sequence[Explanation], path: Path) -> None:
+    """Write the panel of `draw_panel` as a PNG file.
+
+    Raises:
+        OptionError: There is nothing to draw, or the file cannot be written.
+    """
+    _write(path, _png(draw_panel(explanations)))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it, so that it is there whole, or as it was."""
+    beside = path.with_name(f".{secrets.token_hex(8)}.part")  # not by the name: that may be as long as names can be
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError as err:
+        raise OptionError(f"{path}: cannot be written: {err.strerror or err}") from err
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _layer_tile(number: int, layer: LayerReport, view: NDArray[np.float32] | None) -> Tile:

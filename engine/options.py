@@ -60,8 +60,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, known in (("rule", RULES), ("fusion", FUSIONS), ("activation", ACTIVATIONS)):
-            if getattr(self, name) not in known:
-                raise OptionError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+            expect_known(name, getattr(self, name), known)
         if not isinstance(self.mu, float | int | np.floating) or not 0 <= self.mu < 1:
             raise OptionError(f"mu is {self.mu!r}; expected a number from 0 up to 1")
         if self.mu > 0 and self.rule != "positive":
@@ -78,6 +77,16 @@ class Options:
             raise OptionError(
                 f"deadline_ms is {self.deadline_ms!r}; expected a positive number of milliseconds, or None for none"
             )
+
+
+def expect_known(name: str, value: str, known: Sequence[str]) -> None:
+    """Check an option that is one of a few words.
+
+    Raises:
+        OptionError: It is another.
+    """
+    if value not in known:
+        raise OptionError(f"{name} is {value!r}; expected one of {', '.join(known)}")
 
 
 def class_indices(target: Target | Targets, classes: int, labels: Sequence[str] | None) -> list[int]:

@@ -1,16 +1,21 @@
+import json
 import os
+import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
 import engine
 from engine.__main__ import parse_target
+from engine.explanation import draw_panel
 from tests.tiny_cnn import photo_pixels, write_photo
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -53,7 +58,7 @@ def test_a_table_and_a_picture(tiny_bundle: Path, photo: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [f"wrote {output}"]
     expected = engine.load(tiny_bundle, threads=1).explain(photo)
-    assert Image.open(output).tobytes() == expected.overlay().tobytes()
+    assert Image.open(output).tobytes() == expected.figure().tobytes()
     lines = done.stdout.splitlines()
     assert lines[0].strip().startswith(f"tabby cat (0): score {expected.class_score:.3f}, {expected.scored} masks, ")
     words = [re.findall(r"[\w.]+", line) for line in lines]
@@ -86,7 +91,270 @@ def test_a_class_index_and_its_warnings(tiny_bundle: Path, tmp_path: Path) -> No
     done = explain(tiny_bundle, black, "-o", output, "--target", "1")
     assert done.returncode == 0, done.stderr
     assert "tiger cat (1): score " in done.stdout
-    assert done.stderr.splitlines() == [*(f"warning: {text}" for text in expected.warnings), f"wrote {output}"]
+    warnings = [f"warning: {black}, tiger cat (1): {text}" for text in expected.warnings]
+    assert done.stderr.splitlines() == [f"wrote {output}", *warnings]
+
+
+def test_the_remaining_options_reach_the_explainer(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npz"
+    done = explain(
+        *(tiny_bundle, photo, "-o", output, "--baseline", "10,20,30", "--activation", "sigmoid", "--batch", "3"),
+        *("--max-masks", "5", "--deadline-ms", "600000", "--provider", "CPUExecutionProvider", "--maps"),
+    )
+    assert done.returncode == 0, done.stderr
+    expected = engine.load(tiny_bundle, threads=1).explain(
+        photo, baseline=(10, 20, 30), activation="sigmoid", batch_size=3, max_masks=5, visualization_maps=True
+    )
+    with np.load(output, allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["heatmap"], expected.heatmap)
+        np.testing.assert_array_equal(arrays["visualization_map_3"], expected.visualization_maps[2])
+        report = json.loads(str(arrays["report"]))
+    assert report["deadline_ms"] == 600000.0
+    kept = ("activation", "baseline", "max_masks", "scored", "scorable", "complete", "class_score")
+    assert {key: report[key] for key in kept} == {key: expected.report()[key] for key in kept[:1]} | {
+        "baseline": [10.0, 20.0, 30.0],
+        "max_masks": 5,
+        "scored": 5,
+        "scorable": expected.scorable,
+        "complete": False,
+        "class_score": expected.class_score,
+    }
+
+
+def test_several_photos_and_classes(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A folder, a pattern and a file; each photo for the two best classes."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    write_photo(photos / "one.png")
+    (photos / "notes.txt").write_text("no photo")
+    Image.fromarray(255 - photo_pixels()).save(photos / "two.bmp")
+    Image.fromarray(photo_pixels()[:, ::-1]).save(tmp_path / "three.png")
+    Image.fromarray(photo_pixels()[::-1]).save(tmp_path / "four.png")
+    output = tmp_path / "heatmaps"
+    done = explain(tiny_bundle, photos, tmp_path / "th*.png", tmp_path / "four.png", "-o", output, "--top", "2")
+    assert done.returncode == 0, done.stderr
+    explainer = engine.load(tiny_bundle, threads=1)
+    files, lines = [], []
+    for photo in (photos / "one.png", photos / "two.bmp", tmp_path / "three.png", tmp_path / "four.png"):
+        best = np.argsort(-explainer.classify(photo))[:2].tolist()
+        for result in explainer.explain(photo, best):
+            label = re.sub(" ", "-", result.label)
+            files.append(output / f"{photo.stem}.{result.target}-{label}.png")
+            lines.append(f"{photo}: {result.name}: score {result.class_score:.3f}, {result.scored} masks, ")
+            assert Image.open(files[-1]).tobytes() == result.figure().tobytes()
+    assert len(files) == 8
+    assert sorted(output.iterdir()) == sorted(files)
+    assert [line[: len(start)] for line, start in zip(done.stdout.splitlines(), lines, strict=True)] == lines
+    assert done.stderr.splitlines() == [f"wrote {file}" for file in files]
+
+
+def test_several_targets_into_a_folder_with_panels(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    output = tmp_path / "heatmaps"
+    done = explain(tiny_bundle, photo, "-o", output, "--target", "cup", "--target", "0", "--maps")
+    assert done.returncode == 0, done.stderr
+    names = ["photo.0-tabby-cat.png", "photo.4-cup.png", "photo.maps.png"]
+    assert sorted(file.name for file in output.iterdir()) == names
+    explainer = engine.load(tiny_bundle, threads=1)
+    results = explainer.explain(photo, ["cup", 0], visualization_maps=True)
+    expected = draw_panel(results)
+    with Image.open(output / "photo.maps.png") as panel:
+        assert panel.size == expected.size
+
+
+def test_a_panel_beside_one_picture(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    done = explain(tiny_bundle, photo, "-o", tmp_path / "out.png", "--maps")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.maps.png").exists()
+    assert done.stderr.splitlines() == [f"wrote {tmp_path / 'out.png'}", f"wrote {tmp_path / 'out.maps.png'}"]
+
+
+def test_reports_in_json(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    output = tmp_path / "heatmaps"
+    done = explain(tiny_bundle, photo, "-o", output, "--target", "cup", "--target", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    for said, result in zip(found, engine.load(tiny_bundle, threads=1).explain(photo, [4, 0]), strict=True):
+        report = json.loads(json.dumps(result.report()))
+        assert said.pop("photo") == str(photo)
+        assert said.pop("heatmap") == str(output / f"photo.{result.target}-{result.label.replace(' ', '-')}.png")
+        assert said.pop("timings_ms").keys() == report.pop("timings_ms").keys()
+        assert said == report
+
+
+def test_a_photo_that_cannot_be_read_does_not_stop_the_others(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"")
+    output = tmp_path / "heatmaps"
+    done = explain(tiny_bundle, tmp_path / "broken.png", photo, tmp_path / "none.png", "-o", output)
+    assert done.returncode == 2
+    assert [file.name for file in output.iterdir()] == ["photo.png"]
+    first, wrote, second, last = done.stderr.splitlines()
+    assert first.startswith(f"error: {tmp_path / 'broken.png'}: ")
+    assert wrote == f"wrote {output / 'photo.png'}"
+    assert second == f"error: {tmp_path / 'none.png'}: cannot be read as a photo: No such file or directory"
+    assert last == "error: 2 of 3 photos could not be explained, for the reasons above"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--top", "2", "--target", "cup"], "--target and --top both choose the classes; expected one of them"),
+        (["--top", "0"], "top is 0; expected a whole number of at least 1"),
+        (["--top", "2"], "{output}: is one file for the heatmaps of several classes; give a folder"),
+        (
+            ["--target", "0", "--target", "1"],
+            "{output}: is one file for the heatmaps of several classes; give a folder",
+        ),
+        (["{folder}"], "{output}: is one file for the heatmaps of 2 photos; give a folder"),
+        (["--baseline", "1,2"], "baseline is (1.0, 2.0); expected 'zero', 'blur', or 3 colour values from 0 to 255"),
+        (["--baseline", "grey"], "baseline is 'grey'; expected 'zero', 'blur', or 3 colour values from 0 to 255"),
+        (["--max-masks", "0"], "max_masks is 0; expected a whole number of at least 1, or None for all"),
+        (
+            ["--provider", "Fast"],
+            "providers is ['Fast']; expected a list of those that are in this ONNX Runtime: {known}",
+        ),
+    ],
+)
+def test_options_that_make_no_sense(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, arguments: list[str], text: str
+) -> None:
+    output, folder = tmp_path / "out.png", tmp_path / "more"
+    folder.mkdir()
+    write_photo(folder / "other.png")
+    known = ", ".join(onnxruntime.get_available_providers())
+    arguments = [argument.format(folder=folder) for argument in arguments]
+    line = one_line(explain(tiny_bundle, photo, *arguments, "-o", output))
+    assert line == text.format(output=output, known=known)
+    assert not output.exists()
+
+
+def test_files_that_exist_are_replaced_only_by_force(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    for name, arguments in (
+        ("out.png", ["-o", "out.png"]),
+        ("out.maps.png", ["-o", "out.png", "--maps"]),
+        ("folder/photo.png", ["-o", "folder"]),
+        ("folder/photo.1-tiger-cat.png", ["-o", "folder", "--target", "0", "--target", "1"]),
+    ):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"old")
+        arguments = [str(tmp_path / word) if word in ("out.png", "folder") else word for word in arguments]
+        line = one_line(explain(tiny_bundle, photo, *arguments))
+        assert line == f"{file}: exists already; choose another name, or replace it with --force"
+        assert file.read_bytes() == b"old"
+        assert explain(tiny_bundle, photo, *arguments, "--force").returncode == 0
+        assert file.read_bytes()[:4] == b"\x89PNG"
+        file.unlink()
+        for other in tmp_path.glob("out*.png"):
+            other.unlink()
+
+
+def test_photos_of_the_same_name(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    other = write_photo(tmp_path / "more" / "photo.bmp")
+    line = one_line(explain(tiny_bundle, photo, other, "-o", tmp_path / "heatmaps"))
+    assert line == (f"{other}: its heatmap would have the same name as that of {photo}; explain them into two folders")
+    assert not (tmp_path / "heatmaps").exists()
+
+
+def test_a_folder_that_cannot_be_made(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    line = one_line(explain(tiny_bundle, photo, "-o", tmp_path / "none" / "heatmaps"))
+    assert line == f"{tmp_path / 'none' / 'heatmaps'}: cannot be made: No such file or directory; expected a folder"
+
+
+def test_progress_is_shown_in_a_terminal_only(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    """A pseudo-terminal for stderr: the bar is drawn there, and stdout holds the table alone."""
+    controller, terminal = pty.openpty()
+    arguments = [
+        "-m",
+        "engine",
+        "explain",
+        tiny_bundle,
+        photo,
+        "-o",
+        tmp_path / "out.png",
+        "--threads",
+        "1",
+        "--batch",
+        "2",
+    ]
+    with subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={"COLUMNS": "120", "PATH": "", "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+    ) as process:
+        os.close(terminal)
+        out, _ = process.communicate()
+    drawn = b""
+    while True:
+        try:
+            chunk = os.read(controller, 65536)
+        except OSError:  # the terminal's other end is closed
+            break
+        if not chunk:
+            break
+        drawn += chunk
+    os.close(controller)
+    assert process.returncode == 0, drawn
+    assert re.search(r"photo\.png: \d+ of \d+ masks", drawn.decode())
+    assert "tabby cat (0): score" in out
+    assert "\x1b" not in out
+
+
+def test_the_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"ada-sise-engine {engine.__version__}, onnxruntime {onnxruntime.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["explain", "inspect"])
+def test_the_help_has_examples_and_exit_codes(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    assert f"Example: python -m engine {command} resnet50.ada" in text
+    assert "Exit codes: 0 done; 2 a mistake" in text
+
+
+def test_inspect_says_what_is_in_a_bundle(tiny_bundle: Path) -> None:
+    done = run("inspect", tiny_bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    figures = manifest["verification"]
+    for start in (
+        f"block1 relu1 8×24×32 1 Conv, 1 Relu {figures['gradient_errors']['block1']:.1e}",
+        f"head logits 5, softmax 1 Flatten, 1 Gemm, 1 GlobalAveragePool {figures['gradient_errors']['head']:.1e}",
+        f"forward against the source: {figures['forward_error']:.1e} of the largest logit",
+        f"source SHA-256 {manifest['source']['sha256']}, output 'logits'",
+        f"made by engine {engine.__version__}, numpy {np.__version__}, onnx ",
+        "graphs opset 17, ONNX IR version 10",
+        "image 'image', float32 [N, 3, 24, 32]",
+        "preprocessing size [24, 32], resize 36, interp bilinear, scale 255.0, bgr False, mean [0.485, 0.456, 0.406], ",
+        "classes 5, softmax",
+        "labels tabby cat, tiger cat, bull mastiff, …",
+    ):
+        assert any(line.startswith(start) for line in lines), start
+    for name, facts in manifest["files"].items():
+        assert f"{name} {facts['size_bytes'] / 1024:,.0f}" in lines
+    assert lines[-1] == "every file has the size and the SHA-256 that the manifest lists"
+
+
+def test_inspect_in_json(tiny_bundle: Path) -> None:
+    done = run("inspect", tiny_bundle, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
+
+
+def test_inspect_checks_the_hashes(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "copy.ada"))
+    data = bytearray((bundle / "weights.bin").read_bytes())
+    data[100] ^= 1
+    (bundle / "weights.bin").write_bytes(data)
+    line = one_line(run("inspect", bundle))
+    assert line.startswith(f"{bundle / 'weights.bin'}: does not have the SHA-256 that manifest.json lists")
 
 
 def test_an_unknown_label(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
@@ -108,9 +376,12 @@ def test_a_missing_bundle(photo: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_photo(tiny_bundle: Path, tmp_path: Path) -> None:
-    photo = tmp_path / "[bold]none[/bold].jpg"  # no markup
+    photo = tmp_path / "none.jpg"
     line = one_line(explain(tiny_bundle, photo, "-o", tmp_path / "out.png"))
     assert line == f"{photo}: cannot be read as a photo: No such file or directory"
+    photo = tmp_path / "[bold]none[/bold].jpg"  # a pattern, and no markup
+    line = one_line(explain(tiny_bundle, photo, "-o", tmp_path / "out.png"))
+    assert line == (f"{photo}: the pattern matches no photo; expected files such as .jpg or .png")
 
 
 def test_a_bad_rule(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
@@ -179,7 +450,7 @@ def test_a_foreign_program_that_can_do_without_the_engine_goes_on(tmp_path: Path
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
-@pytest.mark.parametrize(("target", "taken"), [("7", "7"), ("1", 1), ("-1", -1), ("cup", "cup"), (None, None)])
-def test_a_label_that_is_a_number_comes_before_the_index(target: str | None, taken: int | str | None) -> None:
+@pytest.mark.parametrize(("target", "taken"), [("7", "7"), ("1", 1), ("-1", -1), ("cup", "cup")])
+def test_a_label_that_is_a_number_comes_before_the_index(target: str, taken: int | str) -> None:
     explainer = SimpleNamespace(bundle=SimpleNamespace(labels=("cup", "7")))
     assert parse_target(target, explainer) == taken

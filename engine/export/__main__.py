@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from engine.console import STATUS, run
 from engine.errors import OptionError
 from engine.export import ExportReport, export
+from engine.tables import print_contents
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -100,40 +98,9 @@ def main(
 
 
 def print_report(report: ExportReport, console: Console, seconds: float) -> None:
-    """Print what an export made as tables."""
-    bundle, checks = report.bundle, report.verification
-    files = {file.name: file.stat().st_size for file in sorted(bundle.path.iterdir())}
-
-    blocks = Table(box=SIMPLE_HEAD, title=escape(str(bundle.path)), title_style="bold")
-    for heading in ("block", "ends in", "maps", "ops"):
-        blocks.add_column(heading, overflow="fold")
-    blocks.add_column("gradient error", justify="right", no_wrap=True)
-    ends = [(layer.name, f"{layer.channels}×{layer.height}×{layer.width}") for layer in bundle.layers]
-    ends.append(("logits", f"{bundle.classes}, {bundle.activation}"))
-    for (name, ops), (tensor, shape) in zip(report.ops.items(), ends, strict=True):
-        counts = ", ".join(f"{count} {op}" for op, count in ops.items())
-        error = checks.gradient_errors.get(name)
-        blocks.add_row(name, escape(tensor), shape, escape(counts), "none" if error is None else f"{error:.1e}")
-    console.print(blocks)
-
-    sizes = Table("file", box=SIMPLE_HEAD)
-    sizes.add_column("KiB", justify="right")
-    for name, size_bytes in files.items():
-        sizes.add_row(name, f"{size_bytes / 1024:,.0f}")
-    sizes.add_section()
-    sizes.add_row("total", f"{sum(files.values()) / 1024:,.0f}")
-    console.print(sizes)
-
-    float64 = "none" if checks.float64_error is None else f"{checks.float64_error:.1e} of the largest logit"
-    worst = max(checks.average_gradient_errors.values())
-    for line in (
-        f"forward against the source: {checks.forward_error:.1e} of the largest logit",
-        f"chain of blocks against the source: {checks.blocks_error:.1e} of the largest logit",
-        f"chain in float64, in which gradients are verified: {float64}",
-        f"average gradients, tapped against the companions: {worst:.1e}",
-        f"exported and verified in {seconds:.1f} s",
-    ):
-        console.print(line)
+    """Print what an export made."""
+    print_contents(report.bundle, console)
+    console.print(f"exported and verified in {seconds:.1f} s")
     for note in report.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 

@@ -18,7 +18,6 @@ from engine.bundle import load_bundle
 from engine.console import run
 from engine.export import export
 from engine.export.__main__ import app, print_report
-from engine.export.verify import Verification
 from tests.export.networks import CNN_LAYERS, network, node, small_cnn, weight, written
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -70,8 +69,8 @@ def test_export_prints_what_it_made(command, model: Path, tmp_path: Path) -> Non
     figures = bundle.manifest["verification"]
     ops = {
         "block1": "1 Conv, 1 Relu",
-        "block2": "2 Conv, 2 Relu, 1 MaxPool, 1 Add",
-        "block3": "1 AveragePool, 1 Conv, 1 Clip",
+        "block2": "2 Conv, 2 Relu, 1 Add, 1 MaxPool",
+        "block3": "1 AveragePool, 1 Clip, 1 Conv",
     }
     for (block, counts), (name, channels, height, width) in zip(ops.items(), CNN_LAYERS, strict=True):
         figure = f"{figures['gradient_errors'][block]:.1e}"
@@ -93,14 +92,16 @@ def test_export_prints_what_it_made(command, model: Path, tmp_path: Path) -> Non
 
 def test_figures_are_printed_each_in_its_place(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = export(model, tmp_path / "small.ada")
-    figures = Verification(
-        forward_error=1.2e-7,
-        blocks_error=3.4e-7,
-        float64_error=8.7e-7,
-        gradient_errors={"block1": 5.6e-9, "block2": 7.8e-9, "block3": 9.1e-9, "head": 2.3e-9},
-        average_gradient_errors={"relu1": 4.5e-6, "relu3": 6.7e-6, "clip4": 8.9e-7},
-    )
-    print_report(dataclasses.replace(report, verification=figures), Console(width=120, highlight=False), 12.34)
+    figures = {
+        "forward_error": 1.2e-7,
+        "blocks_error": 3.4e-7,
+        "float64_error": 8.7e-7,
+        "gradient_errors": {"block1": 5.6e-9, "block2": 7.8e-9, "block3": 9.1e-9, "head": 2.3e-9},
+        "average_gradient_errors": {"relu1": 4.5e-6, "relu3": 6.7e-6, "clip4": 8.9e-7},
+    }
+    manifest = {**report.bundle.manifest, "verification": figures}
+    report = dataclasses.replace(report, bundle=dataclasses.replace(report.bundle, manifest=manifest))
+    print_report(report, Console(width=120, highlight=False), 12.34)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[-5:] == [
         "forward against the source: 1.2e-07 of the largest logit",
@@ -110,7 +111,7 @@ def test_figures_are_printed_each_in_its_place(model: Path, tmp_path: Path, caps
         "exported and verified in 12.3 s",
     ]
     printed = {line.split()[0]: line.split()[-1] for line in lines if line.split()[:1]}
-    assert {block: printed[block] for block in figures.gradient_errors} == {
+    assert {block: printed[block] for block in figures["gradient_errors"]} == {
         "block1": "5.6e-09",
         "block2": "7.8e-09",
         "block3": "9.1e-09",

@@ -1,0 +1,98 @@
+"""The tables that the command lines print: what a bundle holds, and what an explanation found."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from engine.bundle import Bundle
+from engine.explanation import Explanation
+
+
+def print_explanation(result: Explanation, console: Console) -> None:
+    """Print what an explanation found: a table of its layers, its options and its phases."""
+    table = _table(("layer",), ("maps", "positive", "selected", "flat", "scored"), title=str(result))
+    for layer in result.layers:
+        counts = (layer.channels, layer.positive, layer.selected, layer.flat, layer.scored)
+        table.add_row(escape(layer.name), *map(str, counts))
+    console.print(table)
+    phases = ", ".join(f"{phase} {ms:.0f}" for phase, ms in result.timings_ms.items())
+    console.print(
+        f"rule {result.rule}, fusion {result.fusion}, activation {result.activation}; ms: {phases}", soft_wrap=True
+    )
+
+
+def print_origin(bundle: Bundle, console: Console) -> None:
+    """Print what a bundle was made from, and what it takes and gives."""
+    manifest: Any = bundle.manifest  # its shape is what the schema says
+    channels, height, width = bundle.image_shape
+    settings = bundle.preprocess
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["versions"].items()))
+    labels = "none" if bundle.labels is None else f"{', '.join(bundle.labels[:3])}, …"
+    preprocessing = "none: takes prepared arrays only"
+    if settings is not None:
+        preprocessing = ", ".join(f"{key} {value}" for key, value in settings.as_json().items())
+    table = Table.grid(padding=(0, 2))
+    for subject, fact in (
+        ("source", f"SHA-256 {manifest['source']['sha256']}, output {manifest['source']['output']!r}"),
+        ("made by", versions),
+        ("graphs", f"opset {manifest['opset']}, ONNX IR version {manifest['ir_version']}"),
+        ("image", f"{manifest['input']['name']!r}, float32 [N, {channels}, {height}, {width}]"),
+        ("preprocessing", preprocessing),
+        ("classes", f"{bundle.classes}, {bundle.activation}"),
+        ("labels", labels),
+    ):
+        table.add_row(subject, escape(fact))
+    console.print(table)
+
+
+def print_contents(bundle: Bundle, console: Console) -> None:
+    """Print a bundle's blocks, its files and the figures of its verification."""
+    manifest: Any = bundle.manifest  # its shape is what the schema says
+    figures = manifest["verification"]
+    errors = figures.get("gradient_errors", {})
+    table = _table(("block", "ends in", "maps", "ops"), ("gradient error",), title=str(bundle.path))
+    ends = [(layer.name, f"{layer.channels}×{layer.height}×{layer.width}") for layer in bundle.layers]
+    ends.append(("logits", f"{bundle.classes}, {bundle.activation}"))
+    for block, (tensor, shape) in zip(manifest["graphs"]["blocks"], ends, strict=True):
+        name = block["forward"].removesuffix(".onnx")
+        ops = sorted(block["ops"].items(), key=lambda entry: -entry[1])
+        counts = ", ".join(f"{count} {op}" for op, count in ops)
+        table.add_row(name, escape(tensor), shape, escape(counts), _figure(errors.get(name)))
+    console.print(table)
+
+    sizes = _table(("file",), ("KiB",))
+    size_bytes = {file.name: file.stat().st_size for file in sorted(bundle.path.iterdir())}
+    for file, size in size_bytes.items():
+        sizes.add_row(file, f"{size / 1024:,.0f}")
+    sizes.add_section()
+    sizes.add_row("total", f"{sum(size_bytes.values()) / 1024:,.0f}")
+    console.print(sizes)
+
+    for text, figure, unit in (
+        ("forward against the source", figures.get("forward_error"), " of the largest logit"),
+        ("chain of blocks against the source", figures.get("blocks_error"), " of the largest logit"),
+        ("chain in float64, in which gradients are verified", figures.get("float64_error"), " of the largest logit"),
+        (
+            "average gradients, tapped against the companions",
+            max(figures.get("average_gradient_errors", {}).values(), default=None),
+            "",
+        ),
+    ):
+        console.print(f"{text}: {_figure(figure)}{'' if figure is None else unit}")
+
+
+def _table(left: Iterable[str], right: Iterable[str], title: str | None = None) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=None if title is None else escape(title), title_style="bold")
+    for heading in left:
+        table.add_column(heading, overflow="fold")
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1e}"

@@ -1,0 +1,54 @@
+"""Files, folders and patterns on the command line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ImageError
+from engine.photos import find_photos
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.JPG", "a.png", "c.tiff", "notes.txt", "report.pdf", ".hidden.png", "in/d.webp", "in/deep/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def names(folder: Path, *named: str) -> list[str]:
+    return [str(path.relative_to(folder)) for path in find_photos([str(folder / name) for name in named])]
+
+
+def test_files_are_taken_as_they_are_named(folder: Path) -> None:
+    assert names(folder, "c.tiff", "a.png", "notes.txt", "none.jpg") == ["c.tiff", "a.png", "notes.txt", "none.jpg"]
+
+
+def test_a_folder_stands_for_the_photos_in_it(folder: Path) -> None:
+    assert names(folder, "") == ["a.png", "b.JPG", "c.tiff"]
+    assert names(folder, "in/deep", "in") == ["in/deep/e.png", "in/d.webp"]
+
+
+def test_patterns(folder: Path) -> None:
+    assert names(folder, "*.png") == ["a.png"]
+    assert names(folder, "[ab].*") == ["a.png", "b.JPG"]
+    assert names(folder, "in/**/*") == ["in/d.webp", "in/deep/e.png"]
+    assert names(folder, "*") == ["a.png", "b.JPG", "c.tiff"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern(folder: Path) -> None:
+    (folder / "[ab].png").touch()
+    assert names(folder, "[ab].png") == ["[ab].png"]
+
+
+def test_each_photo_once(folder: Path) -> None:
+    assert names(folder, "c.tiff", "", "*.png") == ["c.tiff", "a.png", "b.JPG"]
+
+
+@pytest.mark.parametrize(("name", "found"), [("empty", "the folder holds"), ("x*.png", "the pattern matches")])
+def test_nothing_found(folder: Path, name: str, found: str) -> None:
+    (folder / "empty").mkdir()
+    text = f"{folder / name}: {found} no photo; expected files such as .jpg or .png"
+    with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
+        find_photos([str(folder / name)])
