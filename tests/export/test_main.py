@@ -76,7 +76,7 @@ def test_export_prints_what_it_made(command, model: Path, tmp_path: Path) -> Non
         figure = f"{figures['gradient_errors'][block]:.1e}"
         assert f"{block} {name} {channels}×{height}×{width} {counts} {figure}" in lines
     head = f"{figures['gradient_errors']['head']:.1e}"
-    assert f"head logits 5, softmax 1 GlobalAveragePool, 1 Flatten, 1 Gemm {head}" in lines
+    assert f"head logits 5, softmax 1 Flatten, 1 Gemm, 1 GlobalAveragePool {head}" in lines
     for file in target.iterdir():
         assert f"{file.name} {file.stat().st_size / 1024:,.0f}" in lines
     total = sum(file.stat().st_size for file in target.iterdir())
