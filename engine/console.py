@@ -19,8 +19,9 @@ _SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP"
 def run(command: Callable[[], object]) -> None:
     """Run a command line.
 
-    An `EngineError` prints one line on stderr and exits 2; a bug keeps its stack and exits 1. Ctrl-C, SIGTERM and
-    SIGHUP undo what is under way, print one line, and exit 128 and the signal's number, as shells do.
+    An `EngineError`, or too little memory, prints one line on stderr and exits 2; a bug keeps its stack and exits 1.
+    Ctrl-C, SIGTERM and SIGHUP undo what is under way, print one line, and exit 128 and the signal's number, as shells
+    do.
     """
     with _signals_exit() as received:
         try:
@@ -29,9 +30,14 @@ def run(command: Callable[[], object]) -> None:
             if received:
                 _print_error(f"interrupted by {received[0].name}; nothing was left half-written")
                 sys.exit(_BY_SIGNAL + received[0])
-            if not isinstance(err, EngineError):
+            if isinstance(err, MemoryError):
+                _print_error(
+                    f"out of memory: {str(err) or 'no more is free'}; choose smaller images, or a larger machine"
+                )
+            elif isinstance(err, EngineError):
+                _print_error(str(err))
+            else:
                 raise
-            _print_error(str(err))
             sys.exit(USER_ERROR)
 
 

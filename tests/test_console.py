@@ -94,6 +94,16 @@ def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals, capfd: p
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("reason", ["Unable to allocate 2.00 TiB", ""])
+def test_too_little_memory_is_one_line(reason: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise MemoryError(reason)
+
+    shown = reason or "no more is free"
+    line = f"error: out of memory: {shown}; choose smaller images, or a larger machine\n"
+    assert ended(command, capfd) == (2, line)
+
+
 @pytest.mark.parametrize("code", [0, 2])
 def test_the_exit_code_of_a_command_is_kept(code: int, capfd: pytest.CaptureFixture[str]) -> None:
     assert ended(lambda: sys.exit(code), capfd) == (code, "")
