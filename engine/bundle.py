@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 
 import jsonschema
@@ -13,8 +14,14 @@ from engine.errors import BundleError, OptionError
 from engine.preprocess import Preprocess
 
 MANIFEST = "manifest.json"
+LARGEST_MANIFEST_BYTES = 8 * 2**20
+"""More than 20,000 labels of 300 bytes."""
+OLD = ".old-"
+"""Between the name of a bundle and a number: where the old one lies while two renames replace it."""
 SCHEMA_VERSION = 1
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+_LONGEST_QUOTE = 200
+_MOST_ERRORS = 100  # to find millions takes a minute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +87,15 @@ def load_bundle(path: Path) -> Bundle:
     """
     manifest = _read_manifest(path)
     _check_files(path, manifest["files"])
+    _check_graphs(path, manifest)
     image = manifest["input"]
     shape = (int(image["channels"]), int(image["height"]), int(image["width"]))
     labels = manifest["labels"]
     if labels is not None and len(labels) != manifest["output"]["classes"]:
-        raise BundleError(f"{path / MANIFEST}: has {len(labels)} labels for {manifest['output']['classes']} classes")
+        raise BundleError(
+            f"{path / MANIFEST}: has {len(labels)} labels for {manifest['output']['classes']} classes; expected one "
+            "for each: export the model again"
+        )
     try:
         preprocess = (
             None
@@ -122,26 +133,50 @@ def sha256_of(path: Path) -> str:
 def _read_manifest(path: Path):  # type: ignore[no-untyped-def]  # JSON, whose shape the schema has checked
     if not path.is_dir():
         found = "is not a folder" if path.exists() else "does not exist"
-        raise BundleError(f"{path}: {found}; expected a bundle made by python -m engine.export")
-    if (path / MANIFEST).is_symlink():
-        raise BundleError(f"{path / MANIFEST}: is a link; expected the bundle's own file: copy the bundle again")
+        raise BundleError(f"{path}: {found}; expected a bundle made by python -m engine.export{_set_aside(path)}")
+    file = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        _expect_regular(file, "expected the manifest of a bundle made by python -m engine.export: copy it again")
+        size = file.stat().st_size
+        if size > LARGEST_MANIFEST_BYTES:
+            raise BundleError(
+                f"{file}: holds {size} bytes; expected at most {LARGEST_MANIFEST_BYTES}: it is no manifest, export or "
+                "copy the bundle again"
+            )
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except OSError as err:
-        raise BundleError(f"{path}: holds no readable {MANIFEST} ({err.strerror}); expected a bundle") from err
+        raise BundleError(f"{file}: cannot be read: {err.strerror}; copy it again") from err
     except (ValueError, RecursionError) as err:
-        raise BundleError(f"{path / MANIFEST}: is not JSON ({err}); export the model again") from err
+        raise BundleError(f"{file}: is not JSON ({err}); export the model again") from err
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path / MANIFEST}: has schema version {version!r}; this engine reads version {SCHEMA_VERSION}: export "
-            "the model again, or install the engine that wrote it"
+            f"{file}: has schema version {_shortened(repr(version))}; this engine reads version {SCHEMA_VERSION}: "
+            "export the model again, or install the engine that wrote it"
         )
     schema = json.loads(files("engine").joinpath("manifest.schema.json").read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(manifest))
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
+    try:
+        error = jsonschema.exceptions.best_match(islice(errors, _MOST_ERRORS))
+    except RecursionError as err:
+        raise BundleError(f"{file}: is nested too deep for a manifest; export the model again") from err
     if error is not None:
-        raise BundleError(f"{path / MANIFEST}: {error.json_path} does not fit the schema: {error.message}")
+        raise BundleError(
+            f"{file}: {_shortened(error.json_path)} does not fit the schema: {_shortened(error.message)}; export the "
+            "model again"
+        )
     return manifest
+
+
+def _set_aside(path: Path) -> str:
+    """Say where the bundle is that a killed export was replacing, if there is one."""
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir() if entry.name.startswith(f"{path.name}{OLD}"))
+    except OSError:
+        return ""
+    return (
+        f"; an export that was stopped while it replaced it left the old one at {names[-1]}: rename it" if names else ""
+    )
 
 
 def _check_files(path: Path, listed: Mapping[str, Mapping[str, object]]) -> None:
@@ -150,18 +185,50 @@ def _check_files(path: Path, listed: Mapping[str, Mapping[str, object]]) -> None
             raise BundleError(f"{entry}: is not listed in {MANIFEST}; expected only the bundle's own files: remove it")
     for name, facts in listed.items():
         file = path / name
-        if file.is_symlink() or not file.is_file():
-            found = "is a link" if file.is_symlink() else "is missing"
-            raise BundleError(
-                f"{file}: {found}; expected the file that {MANIFEST} lists: export or copy the bundle again"
-            )
-        size = file.stat().st_size
-        if size != facts["size_bytes"]:
-            raise BundleError(
-                f"{file}: holds {size} bytes; expected {facts['size_bytes']}: it is truncated or changed, export or "
-                "copy the bundle again"
-            )
-        if sha256_of(file) != facts["sha256"]:
+        try:
+            _expect_regular(file, f"expected the file that {MANIFEST} lists: export or copy the bundle again")
+            size, expected = file.stat().st_size, facts["size_bytes"]
+            if size != expected:
+                raise BundleError(
+                    f"{file}: holds {size} bytes; expected {expected}: it is truncated or changed, export or copy the "
+                    "bundle again"
+                )
+            found = sha256_of(file)
+        except OSError as err:
+            raise BundleError(f"{file}: cannot be read: {err.strerror}; export or copy the bundle again") from err
+        if found != facts["sha256"]:
             raise BundleError(
                 f"{file}: does not have the SHA-256 that {MANIFEST} lists: it was changed, export it again"
             )
+
+
+def _check_graphs(path: Path, manifest) -> None:  # type: ignore[no-untyped-def]  # as `_read_manifest` returns it
+    for block in manifest["graphs"]["blocks"]:
+        for name in (block["forward"], block["gradient"]):
+            if name is not None and name not in manifest["files"]:
+                raise BundleError(
+                    f"{path / MANIFEST}: $.graphs names {name!r}; expected one of the files under $.files: export the "
+                    "model again"
+                )
+
+
+def _expect_regular(file: Path, expectation: str) -> None:
+    """Check that a name stands for a file of the folder itself: reading from a pipe would wait for ever.
+
+    Raises:
+        BundleError: It does not.
+        OSError: It cannot be told.
+    """
+    if file.is_symlink():
+        found = "is a link"
+    elif file.is_file():
+        return
+    elif file.is_dir():
+        found = "is a folder"
+    else:
+        found = "is no regular file" if file.exists() else "is missing"
+    raise BundleError(f"{file}: {found}; {expectation}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"

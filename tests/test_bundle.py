@@ -1,14 +1,17 @@
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.bundle import SCHEMA_VERSION, Layer, load_bundle, sha256_of
+from engine.bundle import LARGEST_MANIFEST_BYTES, SCHEMA_VERSION, Layer, load_bundle, sha256_of
 from engine.errors import BundleError
 from engine.preprocess import Preprocess
 from tests.tiny_cnn import HEIGHT, LABELS, WIDTH
@@ -18,6 +21,7 @@ FILES = (
     *("forward.onnx", "head.grad.onnx", "head.onnx", "tapped.onnx", "weights.bin"),
 )
 REMEDY = "export or copy the bundle again"
+MANIFEST_EXPECTED = "expected the manifest of a bundle made by python -m engine.export: copy it again"
 
 
 @pytest.fixture
@@ -104,7 +108,41 @@ def test_a_missing_file(bundle: Path, name: str) -> None:
 def test_a_folder_in_place_of_a_file(bundle: Path) -> None:
     (bundle / "weights.bin").unlink()
     (bundle / "weights.bin").mkdir()
-    refuses(bundle, f"{bundle / 'weights.bin'}: is missing; expected the file that manifest.json lists: {REMEDY}")
+    refuses(bundle, f"{bundle / 'weights.bin'}: is a folder; expected the file that manifest.json lists: {REMEDY}")
+
+
+@pytest.mark.parametrize("name", ["forward.onnx", "manifest.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(bundle: Path, name: str) -> None:
+    expected = MANIFEST_EXPECTED
+    if name != "manifest.json":
+        expected = f"expected the file that manifest.json lists: {REMEDY}"
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    refuses(bundle, f"{bundle / name}: is no regular file; {expected}")
+
+
+def test_a_hard_link_is_as_good_as_its_contents(bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "forward.onnx"
+    outside.hardlink_to(bundle / "forward.onnx")
+    assert load_bundle(bundle).classes == 5
+    data = bytearray(outside.read_bytes())
+    data[100] ^= 1
+    outside.write_bytes(data)
+    text = "does not have the SHA-256 that manifest.json lists: it was changed, export it again"
+    refuses(bundle, f"{bundle / 'forward.onnx'}: {text}")
+
+
+def test_a_file_that_may_not_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Path.open
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == secret:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return right(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    for secret, remedy in (("weights.bin", "export or copy the bundle again"), ("manifest.json", "copy it again")):
+        refuses(bundle, f"{bundle / secret}: cannot be read: Permission denied; {remedy}")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -154,15 +192,25 @@ def test_a_link_in_place_of_a_file(bundle: Path, tmp_path: Path, target: str) ->
 def test_a_link_in_place_of_the_manifest(bundle: Path, tmp_path: Path) -> None:
     shutil.move(bundle / "manifest.json", tmp_path / "manifest.json")
     (bundle / "manifest.json").symlink_to(tmp_path / "manifest.json")
-    with pytest.raises(BundleError, match=r"manifest\.json: is a link"):
-        load_bundle(bundle)
+    refuses(bundle, f"{bundle / 'manifest.json'}: is a link; {MANIFEST_EXPECTED}")
 
 
 def test_a_missing_manifest(bundle: Path) -> None:
     (bundle / "manifest.json").unlink()
-    refuses(bundle, f"{bundle}: holds no readable manifest.json (No such file or directory); expected a bundle")
+    refuses(bundle, f"{bundle / 'manifest.json'}: is missing; {MANIFEST_EXPECTED}")
     (bundle / "manifest.json").mkdir()
-    refuses(bundle, f"{bundle}: holds no readable manifest.json (Is a directory); expected a bundle")
+    refuses(bundle, f"{bundle / 'manifest.json'}: is a folder; {MANIFEST_EXPECTED}")
+
+
+def test_a_bundle_that_a_killed_export_has_set_aside_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.ada"
+    for name in ("missing.ada.old-12345678", "other.ada.old-87654321", "missing.ada.older"):
+        (tmp_path / name).mkdir()
+    refuses(
+        missing,
+        f"{missing}: does not exist; expected a bundle made by python -m engine.export; an export that was stopped "
+        "while it replaced it left the old one at missing.ada.old-12345678: rename it",
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,9 +234,13 @@ def test_a_truncated_manifest(bundle: Path) -> None:
 
 
 def test_a_manifest_nested_too_deep(bundle: Path) -> None:
-    (bundle / "manifest.json").write_text("[" * 100_000, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"manifest\.json: is not JSON"):
-        load_bundle(bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    text = json.dumps({**manifest, "labels": "LABELS"})
+    limit = sys.getrecursionlimit()
+    for depth in (*range(limit - 200, limit, 5), 100_000):
+        (bundle / "manifest.json").write_text(text.replace('"LABELS"', "[" * depth + "]" * depth), encoding="utf-8")
+        with pytest.raises(BundleError, match=r"manifest\.json: (is not JSON|is nested too deep|\$\.labels\[0\] does)"):
+            load_bundle(bundle)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +318,19 @@ NAME = "'^[A-Za-z0-9_][A-Za-z0-9_.-]*$'"
             lambda m: m["files"]["weights.bin"].update(sha256="0"),
             "$.files['weights.bin'].sha256 does not fit the schema: '0' does not match '^[0-9a-f]{64}$'",
         ),
-        (lambda m: m["labels"].pop(), "has 4 labels for 5 classes"),
-        (lambda m: m["labels"].append("more"), "has 6 labels for 5 classes"),
+        (
+            lambda m: m["graphs"]["blocks"][1].update(forward="block7.onnx"),
+            "$.graphs names 'block7.onnx'; expected one of the files under $.files: export the model again",
+        ),
+        (
+            lambda m: m["graphs"]["blocks"][0].update(gradient="Block1.grad.onnx"),
+            "$.graphs names 'Block1.grad.onnx'; expected one of the files under $.files: export the model again",
+        ),
+        (lambda m: m["labels"].pop(), "has 4 labels for 5 classes; expected one for each: export the model again"),
+        (
+            lambda m: m["labels"].append("more"),
+            "has 6 labels for 5 classes; expected one for each: export the model again",
+        ),
         (
             lambda m: m["preprocess"].update(interp="cubic"),
             "interp is 'cubic'; expected one of nearest, bilinear, bicubic, lanczos",
@@ -277,7 +340,49 @@ NAME = "'^[A-Za-z0-9_][A-Za-z0-9_.-]*$'"
 )
 def test_a_manifest_that_does_not_fit(bundle: Path, change: Callable[[dict[str, Any]], object], text: str) -> None:
     edit(bundle, change)
-    refuses(bundle, f"{bundle / 'manifest.json'}: {text}")
+    remedy = "; export the model again" if "does not fit the schema" in text else ""
+    refuses(bundle, f"{bundle / 'manifest.json'}: {text}{remedy}")
+
+
+def quickly_refused(bundle: Path, manifest: str) -> str:
+    """What is said of a manifest that is huge or odd: little, of what would take minutes to look through."""
+    (bundle / "manifest.json").write_text(manifest, encoding="utf-8")
+    with pytest.raises(BundleError) as caught:
+        load_bundle(bundle)
+    message = str(caught.value)
+    assert message.startswith(f"{bundle / 'manifest.json'}: ")
+    assert "\n" not in message
+    assert len(message) < 400 + len(str(bundle))
+    return message.removeprefix(f"{bundle / 'manifest.json'}: ")
+
+
+def test_a_manifest_beyond_the_bound_is_not_read(bundle: Path) -> None:
+    remedy = "it is no manifest, export or copy the bundle again"
+    with (bundle / "manifest.json").open("r+b") as file:
+        file.truncate(100_000_000)  # a sparse file
+    refuses(bundle, f"{bundle / 'manifest.json'}: holds 100000000 bytes; expected at most 8388608: {remedy}")
+    manifest = "[" * (LARGEST_MANIFEST_BYTES + 1)
+    assert quickly_refused(bundle, manifest) == f"holds 8388609 bytes; expected at most 8388608: {remedy}"
+    assert quickly_refused(bundle, manifest[1:]).startswith("is not JSON (maximum recursion depth exceeded")
+
+
+def test_a_manifest_at_the_bound_is_read(bundle: Path) -> None:
+    text = (bundle / "manifest.json").read_text(encoding="utf-8")
+    (bundle / "manifest.json").write_text(text.ljust(LARGEST_MANIFEST_BYTES), encoding="utf-8")
+    assert load_bundle(bundle).classes == 5
+
+
+def test_a_manifest_with_millions_of_errors_is_refused_for_the_first_of_them(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    message = quickly_refused(bundle, json.dumps({**manifest, "labels": [0] * 2_500_000}))
+    assert re.fullmatch(
+        r"\$\.labels\[\d{1,2}\] does not fit the schema: 0 is not of type 'string'; export the model again", message
+    )
+    message = quickly_refused(bundle, json.dumps({**manifest, "activation": "x" * 5_000_000}))
+    start = f"$.activation does not fit the schema: '{199 * 'x'}…; export the model again"
+    assert message == start
+    message = quickly_refused(bundle, json.dumps({"schema_version": "x" * 5_000_000}))
+    assert message.startswith(f"has schema version '{199 * 'x'}…; this engine reads version 1: ")
 
 
 def test_a_file_struck_from_the_manifest_is_foreign(bundle: Path) -> None:

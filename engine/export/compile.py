@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import SCHEMA_VERSION, Bundle, load_bundle
-from engine.errors import OptionError, UnsupportedOpError
+from engine.errors import ModelError, OptionError, UnsupportedOpError
 from engine.export.cut import feature_layers
 from engine.export.differentiate import companion
 from engine.export.link import forward, tapped
@@ -101,9 +101,12 @@ def export(
         image = _read_photo(photo, settings, source)
         names = _read_labels(labels, source)
         step("cut, split, differentiate, link")
-        points = feature_layers(source.model.graph, layers)
-        blocks = split(source.model, [point.name for point in points])
-        companions, notes = _companions(blocks)
+        try:
+            points = feature_layers(source.model.graph, layers)
+            blocks = split(source.model, [point.name for point in points])
+            companions, notes = _companions(blocks)
+        except ModelError as err:
+            raise type(err)(f"{source.name}: {err}") from err
         graphs = {block.name: block.model.clone() for block in blocks}
         graphs |= {f"{name}.grad": model.clone() for name, model in companions.items()}
         graphs |= {"forward": forward(source), "tapped": tapped(source, points)}
@@ -167,9 +170,15 @@ def _as_onnx(
         raise OptionError(f"{model}: has no known image size; choose it with --size HEIGHTxWIDTH")
     channels, height, width = size if len(size) == 3 else (3, *size)
     step("export by torch")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        write_onnx(model, file, weights=weights, image_shape=(channels, height, width))
+    with contextlib.ExitStack() as stack:
+        try:
+            file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.onnx"
+            write_onnx(model, file, weights=weights, image_shape=(channels, height, width))
+        except OSError as err:
+            raise ModelError(
+                f"{model}: its ONNX file cannot be written for the time of the export: {err.strerror}; make room in "
+                "the folder for temporary files, or choose another by the environment variable TMPDIR"
+            ) from err
         yield file
 
 

@@ -1,12 +1,16 @@
-"""Converting files of old opsets, through onnx's own converter."""
+"""Converting files of old opsets, through onnx's own converter, and an operator that it converts wrongly."""
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from engine.errors import ModelError
+from engine.export.simplify import unique_name
 
 OLDEST_OPSET = 11
 WORKING_OPSET = 17
 """The oldest opset that the exporter works on; files of older ones are converted to it."""
+_DEPRECATED_GROUPS = range(18, 21)
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
@@ -21,9 +25,15 @@ def modernise(proto: onnx.ModelProto) -> onnx.ModelProto:
     is.
 
     Raises:
-        ModelError: The opset is older than 11, or the converter refuses a node, which is named.
+        ModelError: The opset is older than 11 or newer than the installed onnx, or the converter refuses a node, which
+            is named.
     """
-    opset = opset_of(proto)
+    opset, newest = opset_of(proto), onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise ModelError(
+            f"has opset {opset}; expected at most {newest}, which onnx {onnx.__version__} knows: export the model "
+            "again with an older opset, or install a newer onnx"
+        )
     if opset >= WORKING_OPSET:
         return proto
     if opset < OLDEST_OPSET:
@@ -37,6 +47,58 @@ def modernise(proto: onnx.ModelProto) -> onnx.ModelProto:
             f"{subject}: cannot be converted from opset {opset} to {WORKING_OPSET}: {' '.join(str(err).split())}; "
             f"export the model again with opset {WORKING_OPSET} or newer"
         ) from err
+
+
+def expand_group_normalization(proto: onnx.ModelProto) -> bool:
+    """Write each GroupNormalization of opset 18 to 20 as an InstanceNormalization of its groups, in place.
+
+    ONNX has deprecated these versions, so its checker refuses what ONNX Runtime runs. Its converter calls them version
+    21 and leaves one scale for each group, where version 21 takes one for each channel.
+
+    Returns:
+        Whether there was any.
+    """
+    graph = proto.graph
+    if opset_of(proto) not in _DEPRECATED_GROUPS or not any(map(_is_group_normalization, graph.node)):
+        return False
+    taken: set[str | None] = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {tensor.name for tensor in graph.initializer}
+    expanded = onnx.GraphProto()
+    for node in graph.node:
+        if _is_group_normalization(node):
+            expanded.node.extend(_by_instance(node, graph, taken))
+        else:
+            expanded.node.append(node)
+    del graph.node[:]
+    graph.node.extend(expanded.node)
+    return True
+
+
+def _is_group_normalization(node: onnx.NodeProto) -> bool:
+    """Return whether it is one, and complete; onnx's checker says what the others lack."""
+    standard = node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx")
+    return standard and len(node.input) == 3 and any(entry.name == "num_groups" for entry in node.attribute)
+
+
+def _by_instance(node: onnx.NodeProto, graph: onnx.GraphProto, taken: set[str | None]) -> list[onnx.NodeProto]:
+    """Return nodes that reshape x to [N, groups, …], normalise each group, and reshape back to what x was."""
+    x, scale, bias = node.input
+    y = node.output[0]
+    (count,) = (entry.i for entry in node.attribute if entry.name == "num_groups")
+    names = [unique_name(f"{y}/{part}", taken) for part in ("groups", "shape", "grouped", "normalized")]
+    taken.update(names)
+    groups, shape, grouped, normalized = names
+    graph.initializer.append(numpy_helper.from_array(np.array([0, count, -1], np.int64), groups))
+    nodes = [
+        helper.make_node("Shape", [x], [shape]),
+        helper.make_node("Reshape", [x, groups], [grouped]),
+        helper.make_node("InstanceNormalization", [grouped, scale, bias], [normalized]),
+        helper.make_node("Reshape", [normalized, shape], [y]),
+    ]
+    nodes[2].attribute.extend(entry for entry in node.attribute if entry.name == "epsilon")
+    for made in nodes:
+        made.name = f"{node.name or y}/{made.output[0].removeprefix(f'{y}/')}"
+    return nodes
 
 
 def _culprit(proto: onnx.ModelProto) -> onnx.NodeProto | None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from engine.backends import OnnxRuntimeCpu
+from engine.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,14 @@ class Original:
 
         Raises:
             BackendError: ONNX Runtime refuses the file.
+            ModelError: The file has gone or changed since it was read.
         """
-        proto = onnx.load_model(self.path)
+        try:
+            proto = onnx.load_model(self.path)
+        except (DecodeError, onnx.checker.ValidationError, OSError) as err:
+            raise ModelError(
+                f"{self.path}: has changed while it was compiled: {' '.join(str(err).split())}; export it again"
+            ) from err
         del proto.graph.output[:]
         proto.graph.output.append(onnx.ValueInfoProto(name=self.logits))
         session = runtime.open(proto.SerializeToString())

@@ -2,20 +2,22 @@
 
 import hashlib
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
 
-from engine.bundle import MANIFEST, sha256_of
+from engine.bundle import LARGEST_MANIFEST_BYTES, MANIFEST, OLD, sha256_of
 from engine.errors import BundleError
+from engine.export.exchange import exchange
 
 WEIGHTS = "weights.bin"
 _ALIGNMENT = 4096
 _SMALLEST = 1024
+_EXPECTED = "expected an existing folder that may be written to and has room"
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
 
@@ -61,17 +63,34 @@ def write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
-    """Write the manifest, with the size and hash of every file that is in the folder."""
+    """Write the manifest, with the size and hash of every file that is in the folder.
+
+    Raises:
+        BundleError: It would be larger than what is loaded.
+    """
     listed = {
         file.name: {"sha256": sha256_of(file), "size_bytes": file.stat().st_size} for file in sorted(folder.iterdir())
     }
-    text = json.dumps({**manifest, "files": listed}, indent=2, ensure_ascii=False, sort_keys=True)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({**manifest, "files": listed}, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    data = text.encode()
+    if len(data) > LARGEST_MANIFEST_BYTES:
+        raise BundleError(
+            f"{MANIFEST}: would hold {len(data)} bytes; expected at most {LARGEST_MANIFEST_BYTES}: shorten the labels"
+        )
+    (folder / MANIFEST).write_bytes(data)
 
 
 @contextmanager
 def new_bundle(target: Path, *, force: bool) -> Iterator[Path]:
     """Give a folder beside the target to write into, which becomes the target when all went well.
+
+    The folder is called `.NAME.` and a random number. A bundle that is replaced changes places with it in one step
+    (`engine.export.exchange`), and is removed then: whenever the process is killed, the target is the whole old bundle
+    or the whole new one, and what is left beside it is a hidden folder that nothing reads, which may be removed. A
+    reader keeps the files that it has open.
+
+    Where the system has no such step, the old bundle is renamed to `NAME.old-` and the random number, and the new one
+    to its name. A process that is killed between the two leaves the old bundle there, and `load_bundle` says so.
 
     Args:
         target: Where the bundle shall be.
@@ -85,40 +104,61 @@ def new_bundle(target: Path, *, force: bool) -> Iterator[Path]:
         replacing = target.exists()
         if replacing and not force:
             raise BundleError(f"{target}: exists already; choose another name, or replace it with --force")
-        if replacing and not _is_bundle(target):
-            raise BundleError(f"{target}: is not a bundle, so --force does not replace it; choose another name")
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        if replacing:
+            _expect_bundle(target)
     except (OSError, ValueError) as err:
-        raise BundleError(f"{target}: cannot be written: {_reason(err)} in {target.parent}") from err
+        raise BundleError(f"{target}: cannot be written: {_reason(err)}; {_EXPECTED}") from err
+    number = secrets.token_hex(4)
+    work = target.with_name(f".{target.name}.{number}")
     try:
+        try:
+            work.mkdir(0o700)
+        except OSError as err:
+            raise BundleError(f"{target}: cannot be written: {_reason(err)} in {target.parent}; {_EXPECTED}") from err
         yield work
         work.chmod(0o755)
-        if replacing:
-            _exchange(work, target)
-        elif target.exists():
+        if not target.exists():
+            work.rename(target)
+        elif not replacing:
             raise BundleError(f"{target}: has appeared while the model was compiled; choose another name")
         else:
-            work.rename(target)
+            _expect_bundle(target)
+            if not exchange(work, target):
+                _rename_twice(work, target, target.with_name(f"{target.name}{OLD}{number}"))
     except OSError as err:
-        raise BundleError(f"{target}: cannot be written: {_reason(err)}") from err
+        place = Path(err.filename or work)
+        if not (place.is_relative_to(work) or place == target):
+            raise  # it is about a file of the model
+        raise BundleError(f"{target}: cannot be written: {_reason(err)}; {_EXPECTED}") from err
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
 
 
-def _exchange(work: Path, target: Path) -> None:
+def _rename_twice(work: Path, target: Path, old: Path) -> None:
     """Put the new bundle in the place of the old one, or the old one back if that fails."""
-    old = work.with_name(f"{work.name}.old")
     target.rename(old)
     try:
         work.rename(target)
     except BaseException:
         old.rename(target)
         raise
-    shutil.rmtree(old)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:  # again, when a signal has ended the first try
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _reason(err: Exception) -> str:
     return (err.strerror if isinstance(err, OSError) else None) or str(err)
+
+
+def _expect_bundle(folder: Path) -> None:
+    if not _is_bundle(folder):
+        raise BundleError(f"{folder}: is not a bundle, so --force does not replace it; choose another name")
 
 
 def _is_bundle(folder: Path) -> bool:
@@ -126,5 +166,5 @@ def _is_bundle(folder: Path) -> bool:
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return {entry.name for entry in folder.iterdir()} <= {MANIFEST, *listed}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

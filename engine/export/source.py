@@ -19,7 +19,7 @@ from engine.export.fold import fold_batch_normalization
 from engine.export.graph import static_shape
 from engine.export.layout import take_channels_first
 from engine.export.logits import cut_off_activation, expand_one_logit, flatten_logits
-from engine.export.opset import modernise, opset_of
+from engine.export.opset import expand_group_normalization, modernise, opset_of
 from engine.export.original import Original
 from engine.export.shapes import BATCH, free_batch, settle_shapes
 from engine.export.simplify import free_names, keep_only_outputs, simplify, strip
@@ -161,6 +161,8 @@ def _load(path: Path, name: str, output: str | None, activation: str | None, siz
 
 def _read(path: Path) -> tuple[onnx.ModelProto, str]:
     """Read a model with its external weights; return it and the hash of all its bytes."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ModelError("is no regular file; expected an ONNX file")  # reading from a pipe would wait for ever
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
@@ -170,11 +172,14 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
         proto = onnx.load_model(path, load_external_data=False)
         external = {_location(tensor) for tensor in proto.graph.initializer} - {None}
         onnx.load_external_data_for_model(proto, str(path.parent))
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(proto if expand_group_normalization(proto) else str(path))
         for location in sorted(map(str, external)):
             digest.update((path.parent / location).read_bytes())
     except _INVALID as err:
-        raise ModelError(f"is not a valid ONNX model: {str(err).strip().splitlines()[0]}") from err
+        reason = " ".join(str(err).split()).replace(" ==> Context:", ":").removesuffix(".")
+        raise ModelError(
+            f"is not a valid ONNX model: {reason}; expected a file that onnx.checker accepts: export the model again"
+        ) from err
     for entry in proto.opset_import:
         if entry.domain == "ai.onnx":
             entry.domain = ""
@@ -190,8 +195,12 @@ def _expect_finite(graph: ir.Graph) -> None:
     Raises:
         ModelError: A weight is NaN or infinite.
     """
-    for name, value in graph.initializers.items():
-        tensor = value.const_value
+    weights = [(f"initializer {name!r}", value, value.const_value) for name, value in graph.initializers.items()]
+    for node in graph:
+        if node.op_type == "Constant" and "value" in node.attributes:
+            value = node.outputs[0]
+            weights.append((f"Constant node {node.name or value.name!r}", value, node.attributes["value"].as_tensor()))
+    for subject, value, tensor in weights:
         if tensor is None or tensor.dtype not in _FLOATS or not value.uses():
             continue
         array = tensor.numpy()
@@ -200,8 +209,8 @@ def _expect_finite(graph: ir.Graph) -> None:
         if count:
             found = array[odd][0]
             raise ModelError(
-                f"initializer {name!r} {list(array.shape)} holds {found} at {count} of {array.size} elements; expected "
-                "finite weights: export the model again, from a checkpoint whose training did not diverge"
+                f"{subject} {list(array.shape)} holds {found} at {count} of {array.size} elements; expected finite "
+                "weights: export the model again, from a checkpoint whose training did not diverge"
             )
 
 
@@ -248,6 +257,8 @@ def _settle_input(graph: ir.Graph, size: tuple[int, ...] | None) -> tuple[int | 
         spatial = list(size[-2:])
     if not all(isinstance(own, int) for own in spatial):
         raise ModelError(f"input {found} has no fixed image size; choose it with --size HEIGHTxWIDTH")
+    if any(isinstance(own, int) and own < 1 for own in spatial):
+        raise ModelError(f"input {found} has no pixels; expected sizes of at least 1: export the model again")
     image.shape = ir.Shape([batch, *spatial, channels] if channels_last else [batch, channels, *spatial])
     if channels_last:
         take_channels_first(graph)

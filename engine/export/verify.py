@@ -129,7 +129,10 @@ def _verify_forward(
         original = source.original.open(runtime)
         expected = [original(batch) for batch in batches]
     except BackendError as err:
-        raise ModelError(f"{source.name}: {err}") from err
+        raise ModelError(
+            f"{source.name}: {err}; expected a model that this runtime runs: export it again with an older opset, or "
+            "install a newer runtime"
+        ) from err
     del original
     forward = _network(runtime, folder / "forward.onnx")
     found = [forward(batch)[0] for batch in batches]

@@ -1,6 +1,8 @@
 import hashlib
 import importlib.metadata
 import json
+import resource
+import tempfile
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -258,8 +260,9 @@ def test_first_block_may_have_an_op_without_a_rule(tmp_path: Path) -> None:
 
 
 def test_op_without_a_rule_after_the_first_layer_is_refused(tmp_path: Path) -> None:
-    message = refusal(written(with_op("Sin", "block2"), tmp_path), UnsupportedOpError)
-    assert message.startswith("Sin node 'node_a2': operator Sin has no gradient rule; known are Abs, Add, ")
+    model = written(with_op("Sin", "block2"), tmp_path)
+    message = refusal(model, UnsupportedOpError)
+    assert message.startswith(f"{model}: Sin node 'node_a2': operator Sin has no gradient rule; known are Abs, Add, ")
 
 
 def test_layers_after_an_op_without_a_rule_are_the_remedy(tmp_path: Path) -> None:
@@ -367,11 +370,15 @@ def test_preprocessing_that_makes_no_sense(settings: object, text: str, model: P
     [
         ({"activation": "sigmoid"}, OptionError, "activation 'sigmoid' contradicts the model, which ends in Softmax "),
         ({"activation": "relu"}, OptionError, "activation 'relu' is unknown; expected one of softmax, sigmoid, none"),
-        ({"layers": ["nowhere"]}, ModelError, "no feature layer is possible at 'nowhere'; possible are, shallow to "),
+        (
+            {"layers": ["nowhere"]},
+            ModelError,
+            "MODEL: no feature layer is possible at 'nowhere'; possible are, shallow to ",
+        ),
     ],
 )
 def test_options_that_do_not_fit(options: dict, kind: type[EngineError], text: str, model: Path) -> None:
-    assert refusal(model, kind, **options).startswith(text)
+    assert refusal(model, kind, **options).startswith(text.replace("MODEL", str(model)))
 
 
 def test_output_that_does_not_exist(model: Path) -> None:
@@ -390,3 +397,52 @@ def test_names_of_nodes_do_not_matter(change: Callable, random: np.random.Genera
     proto = small_cnn(random, ending="Softmax")
     change(proto)
     assert export(written(proto, tmp_path), tmp_path / "small.ada").notes == ()
+
+
+@pytest.mark.parametrize("changed", ["gone", "cut short"])
+def test_model_that_changes_while_it_is_compiled(changed: str, model: Path) -> None:
+    def step(name: str) -> None:
+        if name == "forward":
+            model.unlink() if changed == "gone" else model.write_bytes(model.read_bytes()[:-50])
+
+    with pytest.raises(ModelError) as caught:
+        export(model, model.parent / "new.ada", step=step)
+    reason = f"[Errno 2] No such file or directory: '{model}'"
+    if changed == "cut short":
+        reason = "Error parsing message with type 'onnx.ModelProto': Wire format was corrupt"
+    assert str(caught.value) == f"{model}: has changed while it was compiled: {reason}; export it again"
+    assert [entry.name for entry in model.parent.iterdir()] == ([] if changed == "gone" else [model.name])
+
+
+MODULE = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+"""
+
+
+def test_no_room_for_the_file_that_torch_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "module_without_room.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    (tmp_path / "out").mkdir()
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def step(name: str) -> None:
+        assert name == "export by torch"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+
+    try:
+        with pytest.raises(ModelError) as caught:
+            export("module_without_room:make", Path("out/new.ada"), size=(16, 16), step=step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert str(caught.value) == (
+        "module_without_room:make: its ONNX file cannot be written for the time of the export: File too large; make "
+        "room in the folder for temporary files, or choose another by the environment variable TMPDIR"
+    )
+    assert list(temporary.glob("tmp*")) == []
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,6 +1,9 @@
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,13 +13,14 @@ import numpy as np
 import onnx
 import pytest
 
-from engine.bundle import MANIFEST
+from engine.bundle import LARGEST_MANIFEST_BYTES, MANIFEST
 from engine.errors import BundleError
 from engine.export import export
 from engine.export.pack import WEIGHTS, new_bundle, write_graphs, write_manifest
 from tests.export.networks import imported, network, node, small_cnn, weight, written
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+EXPECTED = "expected an existing folder that may be written to and has room"
 
 
 def external(folder: Path, name: str) -> dict[str, tuple[int, int]]:
@@ -222,8 +226,40 @@ def test_failure_leaves_the_old_bundle_as_it_was(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
 
 
-def test_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system on which two names cannot change places."""
+    monkeypatch.setattr("engine.export.pack.exchange", lambda _one, _other: False)
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_target_is_replaced_by_two_renames_where_there_is_no_exchange(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    before = contents(target)
+    seen = []
+    right = Path.rename
+
+    def rename(path: Path, to: Path) -> Path:
+        seen.append({entry.name: contents(entry) for entry in tmp_path.iterdir() if not entry.name.startswith(".")})
+        return right(path, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with new_bundle(target, force=True) as folder:
+        (folder / "file").write_text("new")
+    (between,) = seen[1:]
+    (aside,) = between
+    assert re.fullmatch(r"old\.ada\.old-[0-9a-f]{8}", aside)
+    assert seen == [{"old.ada": before}, {aside: before}]
+    assert contents(target) == {"file": b"new"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+
+
+@pytest.mark.usefixtures("no_exchange")
+@pytest.mark.parametrize("failure", [PermissionError(13, "Permission denied"), KeyboardInterrupt()])
+def test_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = old_bundle(tmp_path / "old.ada")
     before = contents(target)
@@ -231,15 +267,110 @@ def test_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
 
     def rename(path: Path, to: Path) -> Path:
         if to == target and (path / "file").exists():
-            raise PermissionError(13, "Permission denied")
+            raise failure
         return right(path, to)
 
     monkeypatch.setattr(Path, "rename", rename)
-    message = r"old\.ada: cannot be written: Permission denied$"
-    with pytest.raises(BundleError, match=message), new_bundle(target, force=True) as folder:
+    message = re.escape(f"{target}: cannot be written: Permission denied; {EXPECTED}")
+    kind, match = (BundleError, f"^{message}$") if isinstance(failure, OSError) else (KeyboardInterrupt, "^$")
+    with pytest.raises(kind, match=match), new_bundle(target, force=True) as folder:
         (folder / "file").write_text("new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
     assert contents(target) == before
+
+
+def test_refused_exchange_leaves_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    before = contents(target)
+
+    def refuse(one: Path, other: Path) -> bool:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(one), None, str(other))
+
+    monkeypatch.setattr("engine.export.pack.exchange", refuse)
+    message = f"^{re.escape(f'{target}: cannot be written: Device or resource busy; {EXPECTED}')}$"
+    with pytest.raises(BundleError, match=message), new_bundle(target, force=True) as folder:
+        (folder / "file").write_text("new")
+    assert contents(target) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+
+
+def test_reader_keeps_the_files_that_it_has_open(tmp_path: Path) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    with (target / "old").open() as file:
+        with new_bundle(target, force=True) as folder:
+            (folder / "old").write_text("new")
+        assert file.read() == "old"
+    assert (target / "old").read_text() == "new"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_target_that_disappears_meanwhile_is_no_obstacle(force: bool, tmp_path: Path) -> None:
+    target = tmp_path / "old.ada"
+    if force:
+        old_bundle(target)
+    with new_bundle(target, force=force) as folder:
+        (folder / "file").write_text("new")
+        shutil.rmtree(target, ignore_errors=True)
+    assert contents(target) == {"file": b"new"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+
+
+def test_target_that_becomes_foreign_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    message = f"^{re.escape(f'{target}: is not a bundle, so --force does not replace it; choose another name')}$"
+    with pytest.raises(BundleError, match=message), new_bundle(target, force=True):
+        (target / "thesis.txt").write_text("mine")
+    assert (target / "thesis.txt").read_text() == "mine"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO])
+def test_disk_that_is_full_leaves_nothing_behind(code: int, tmp_path: Path) -> None:
+    def fill() -> None:
+        with new_bundle(tmp_path / "new.ada", force=False) as folder:
+            (folder / "file").write_text("half")
+            raise OSError(code, os.strerror(code))
+
+    message = f"^{re.escape(f'{tmp_path}/new.ada: cannot be written: {os.strerror(code)}; {EXPECTED}')}$"
+    with pytest.raises(BundleError, match=message):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_error_about_another_file_is_not_blamed_on_the_bundle(tmp_path: Path) -> None:
+    def read() -> None:
+        with new_bundle(tmp_path / "new.ada", force=False):
+            (tmp_path / "model.onnx").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
+        read()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signal_while_the_folder_is_removed_does_not_stop_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = shutil.rmtree, []
+
+    def rmtree(folder: Path, *, ignore_errors: bool) -> None:
+        calls.append(folder)
+        if len(calls) == 1:
+            raise SystemExit(143)
+        right(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with pytest.raises(SystemExit), new_bundle(tmp_path / "new.ada", force=False) as folder:
+        (folder / "missing").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_manifest_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"labels": "x" * (LARGEST_MANIFEST_BYTES - 60)})
+    (tmp_path / MANIFEST).unlink()
+    message = (
+        rf"^manifest\.json: would hold 83\d{{5}} bytes; expected at most {LARGEST_MANIFEST_BYTES}: shorten the labels$"
+    )
+    with pytest.raises(BundleError, match=message):
+        write_manifest(tmp_path, {"labels": "x" * LARGEST_MANIFEST_BYTES})
+    assert list(tmp_path.iterdir()) == []
 
 
 def foreign(path: Path, kind: str) -> None:
@@ -253,6 +384,7 @@ def foreign(path: Path, kind: str) -> None:
         "list": '["files"]',
         "list of files": '{"files": 3}',
         "no JSON": "files: none",
+        "deep JSON": "[" * 100_000,
         "more than a bundle": '{"files": {"forward.onnx": {}}}',
     }
     if kind in manifests:
@@ -263,7 +395,17 @@ def foreign(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["file", "folder", "empty folder", "web app", "list", "list of files", "no JSON", "more than a bundle"],
+    [
+        "file",
+        "folder",
+        "empty folder",
+        "web app",
+        "list",
+        "list of files",
+        "no JSON",
+        "more than a bundle",
+        "deep JSON",
+    ],
 )
 def test_foreign_target_is_never_replaced(kind: str, tmp_path: Path) -> None:
     target = tmp_path / "mine"
@@ -278,14 +420,14 @@ def test_foreign_target_is_never_replaced(kind: str, tmp_path: Path) -> None:
 
 def test_place_that_is_missing(tmp_path: Path) -> None:
     target = tmp_path / "no" / "new.ada"
-    message = rf"^{target}: cannot be written: No such file or directory in {target.parent}$"
+    message = rf"^{target}: cannot be written: No such file or directory in {target.parent}; {EXPECTED}$"
     with pytest.raises(BundleError, match=message), new_bundle(target, force=False):
         pytest.fail("the folder was given")
 
 
 def test_folder_that_is_taken_away(tmp_path: Path) -> None:
     target = tmp_path / "new.ada"
-    message = rf"^{target}: cannot be written: No such file or directory$"
+    message = rf"^{target}: cannot be written: No such file or directory; {EXPECTED}$"
     with pytest.raises(BundleError, match=message), new_bundle(target, force=False) as folder:
         folder.rmdir()
     assert list(tmp_path.iterdir()) == []
