@@ -37,6 +37,22 @@ _MOST_THREADS = 1024
 _PROVIDER = "CPUExecutionProvider"
 
 
+def session_options(*, threads: int = 0, optimize: bool = True) -> "ort.SessionOptions":
+    """Return the options of every session that the engine opens on the CPU.
+
+    Args:
+        threads: Threads that work on one graph; 0 for one per physical core.
+        optimize: Whether ONNX Runtime may rewrite graphs.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.use_deterministic_compute = True
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # what fails is raised, and need not be printed as well
+    return options
+
+
 class OnnxRuntimeCpu:
     """Opens graphs in ONNX Runtime on the CPU, the same bytes out for the same bytes in.
 
@@ -64,12 +80,7 @@ class OnnxRuntimeCpu:
         Raises:
             BackendError: ONNX Runtime refused the graph.
         """
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.use_deterministic_compute = True
-        if not self._optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4  # what fails is raised, and need not be printed as well
+        options = session_options(threads=self._threads, optimize=self._optimize)
         name = str(graph) if isinstance(graph, Path) else "the source model"
         try:
             session = ort.InferenceSession(
