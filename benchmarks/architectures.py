@@ -6,28 +6,23 @@ after each architecture, so that an interrupted run keeps what it has.
 """
 
 import argparse
-import importlib.metadata
-import json
-import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import heading, in_own_process, machine, write_report
 from engine.bundle import Bundle, load_bundle
 from engine.export.evaluate import function
 from tests.architectures import ALPHA, LAYERS, SIZE, build, make_case, write
 from tests.reference import agreement
 
-PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "torchvision")
 INTRODUCTION = f"""# Architectures
 
 Each architecture of torchvision, at {SIZE}×{SIZE} and with random, normalised weights (`tests/architectures.py`):
@@ -51,9 +46,7 @@ def main() -> None:
         rows.append(measure(name))
         print(f"{name}: {rows[-1].get('failure', 'done')} ({time.perf_counter() - began:.0f} s)", flush=True)
         report = {"machine": machine(), "architectures": rows}
-        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        arguments.output.with_suffix(".json").write_text(text, encoding="utf-8")
-        arguments.output.write_text(table(report), encoding="utf-8")
+        write_report(report, table(report), arguments.output)
     sys.exit(any("failure" in row for row in rows))
 
 
@@ -71,13 +64,6 @@ def measure(name: str) -> dict[str, Any]:
         except Exception as err:  # one row fails, the others are measured all the same
             row["failure"] = f"{type(err).__name__}: {err}".splitlines()[0].replace(folder, "")
     return row
-
-
-def in_own_process(step: Any, *arguments: Any) -> Any:
-    """Call a function in a new process."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as executor:
-        return executor.submit(step, *arguments).result()
 
 
 def write_source(name: str, folder: Path) -> Path:
@@ -144,18 +130,6 @@ def compare(source: Path, bundle: Path) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Where it was measured, and with what."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip(),
-        "processor": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
-    }
-
-
 def table(report: dict[str, Any]) -> str:
     """The report as markdown."""
     versions = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
@@ -195,11 +169,6 @@ def table(report: dict[str, Any]) -> str:
         lines += ["", "## Failed", ""]
         lines += [f"* {row['name']}: {row['failure']}" for row in failed]
     return "\n".join(lines) + "\n"
-
-
-def heading(*names: str) -> list[str]:
-    """The first two lines of a table."""
-    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 
 import engine
-from benchmarks.architectures import export, heading, in_own_process, machine, verification
+from benchmarks.architectures import export, verification
+from benchmarks.machine import heading, in_own_process, machine, write_report
 from engine.bundle import load_bundle
 from engine.image import prepare
 from engine.preprocess import Preprocess
@@ -49,9 +50,7 @@ def main() -> None:
             rows.append(row)
             print(f"{form}: {row['export_s']:.1f} s", flush=True)
     report = {"machine": machine(), "forms": rows}
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    arguments.output.with_suffix(".json").write_text(text, encoding="utf-8")
-    arguments.output.write_text(table(report), encoding="utf-8")
+    write_report(report, table(report), arguments.output)
 
 
 def write_forms(model: Path, preprocess: Path, photos: list[Path], folder: Path) -> dict[str, Path]:

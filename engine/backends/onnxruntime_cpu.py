@@ -40,6 +40,22 @@ _PROVIDER = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
+def session_options(*, threads: int | None = None, optimize: bool = True) -> "ort.SessionOptions":
+    """Return the options of every session that the engine opens on the CPU.
+
+    Args:
+        threads: Threads that work on one graph; None for one per physical core.
+        optimize: Whether ONNX Runtime may rewrite graphs.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.use_deterministic_compute = True
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # what fails is raised, and need not be printed as well
+    return options
+
+
 class OnnxRuntimeCpu:
     """Opens graphs in ONNX Runtime on the CPU, the same bytes out for the same bytes in.
 
@@ -79,10 +95,11 @@ class OnnxRuntimeCpu:
         Raises:
             BackendError: ONNX Runtime refused the graph, or a provider that was asked for does not work here.
         """
+        options = session_options(threads=self._threads, optimize=self._optimize)
         name = str(graph) if isinstance(graph, Path) else "the source model"
         try:
             session = ort.InferenceSession(
-                str(graph) if isinstance(graph, Path) else graph, self.session_options(), providers=self._providers
+                str(graph) if isinstance(graph, Path) else graph, options, providers=self._providers
             )
         except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
             reason = " ".join(str(err).split())
@@ -95,16 +112,6 @@ class OnnxRuntimeCpu:
                 "provider needs, or ask for another"
             )
         return OnnxRuntimeSession(name, session, outlives_fork=self._threads == 1)
-
-    def session_options(self) -> "ort.SessionOptions":
-        """Return the options with which every session is opened."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads or 0
-        options.use_deterministic_compute = True
-        if not self._optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4  # what fails is raised, and need not be printed as well
-        return options
 
 
 class OnnxRuntimeSession:

@@ -1,0 +1,44 @@
+"""Where a benchmark runs, how it starts processes of its own, and how it writes what it found."""
+
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "torchvision")
+
+
+def in_own_process(step: Any, *arguments: Any) -> Any:
+    """Call a function in a new process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        return executor.submit(step, *arguments).result()
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured, and with what."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "commit": commit.stdout.strip(),
+        "processor": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+
+
+def write_report(report: dict[str, Any], text: str, output: Path) -> None:
+    """Write the markdown, and the figures beside it as JSON."""
+    figures = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    output.with_suffix(".json").write_text(figures, encoding="utf-8")
+    output.write_text(text, encoding="utf-8")
+
+
+def heading(*names: str) -> list[str]:
+    """The first two lines of a table."""
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
