@@ -82,7 +82,7 @@ def explain(
         float | None, typer.Option(help="Score the masks that fit into this time, per photo.", metavar="MS")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads; one per physical core if left out.", metavar="N")
+        int | None, typer.Option(help="CPU threads; one per CPU that the process may use if left out.", metavar="N")
     ] = None,
     provider: Annotated[
         list[str] | None,

@@ -27,7 +27,7 @@ from engine.contract import expect_contract
 from engine.errors import BackendError
 from engine.explanation import Explanation, LayerReport
 from engine.image import Baseline, Photo, make_baseline, prepare
-from engine.kernels import MaskWriter, Selection, activate, fuse, is_flat, select_channels, visualization_map
+from engine.kernels import Selection, activate, fuse, is_flat, select_channels, visualization_map
 from engine.options import Choices, Options, Target, Targets, class_indices, expect_known
 from engine.pace import Cancel, Pace, Progress, expect_wanted
 from engine.scoring import ScoredMasks, finite, score_masks
@@ -47,7 +47,7 @@ def load(
     Args:
         path: The bundle `NAME.ada`.
         device: `cpu`.
-        threads: Threads that work on one graph; None for one per physical core.
+        threads: Threads that work on one explanation; None for one per CPU that this process may use.
         providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
 
     Raises:
@@ -78,7 +78,7 @@ class Explainer:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
-        tapped, forward = backend.open(bundle.tapped), backend.open(bundle.forward)
+        tapped, forward = backend.open(bundle.tapped), backend.open(bundle.forward, runs_at_once=True)
         expect_contract(bundle, tapped, forward)
         self._sessions: tuple[Session, Session] | None = (tapped, forward)
         self._finish_s = 0.0  # what combining and fusing took for one class, when last measured
@@ -150,7 +150,7 @@ class Explainer:
             fusion: `hard` (the paper's) or `soft`; see `engine.kernels.fuse`.
             activation: `softmax`, `sigmoid` or `none` instead of the bundle's own.
             baseline: What masked-out pixels become: `zero` in the network's input space, `blur`, or a colour (r, g, b).
-            batch_size: Masked images scored in one run of the network.
+            batch_size: Masked images that are scored at a time.
             max_masks: The most masks to score for a class: the strongest of each layer, in proportion to the layer's
                 masks; see `engine.budget`. None for all.
             deadline_ms: When the result shall be there, in milliseconds after the call. Masks that do not fit are left
@@ -195,10 +195,12 @@ class Explainer:
         with clock("score"):
             order = scoring_order(plans)
             ends = None if deadline_ms is None else clock.began + deadline_ms / 1e3 - self._finish_s * len(classes)
-            pace = Pace(ends=ends, mask_s=clock.timings_ms["tap"] / 1e3, progress=progress, cancel=cancel)
-            batch = np.empty((max(1, min(batch_size, len(order))), *self.bundle.image_shape), np.float32)
-            writer = MaskWriter(prepared.array[0], replacement)
-            masks = score_masks(forward, writer, maps, order, classes, options.activation, batch, pace)
+            mask_s = clock.timings_ms["tap"] / 1e3 * forward.runs_at_once  # a tapped run holds a forward one
+            pace = Pace(ends=ends, mask_s=mask_s, progress=progress, cancel=cancel)
+            image_and_baseline = prepared.array[0], replacement
+            masks = score_masks(
+                forward, *image_and_baseline, maps, order, classes, options.activation, batch_size, pace
+            )
 
         size = self.bundle.image_shape[1:]
         fused = []

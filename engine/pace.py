@@ -18,13 +18,13 @@ class Cancel(Protocol):
 
 
 class Pace:
-    """Says before each batch how many masks it may have.
+    """Says before each run of the network how many masks it may have.
 
     Args:
         ends: When scoring must end, on the clock of `time.perf_counter`, in seconds; None for no deadline.
-        mask_s: An upper estimate of the seconds that one mask takes, until a batch has been measured.
-        progress: Called with the masks scored and the masks planned, before each batch and at the end.
-        cancel: Asked before each batch.
+        mask_s: An upper estimate of the seconds that a run takes for one mask, until one has been measured.
+        progress: Called with the masks scored and the masks planned.
+        cancel: Asked whether to stop.
     """
 
     def __init__(self, *, ends: float | None, mask_s: float, progress: Progress | None, cancel: Cancel | None) -> None:
@@ -32,11 +32,9 @@ class Pace:
         self._mask_s = mask_s
         self._progress = progress
         self._cancel = cancel
-        self._done = 0
-        self._since = time.perf_counter()
 
-    def room(self, done: int, planned: int) -> int:
-        """Return how many masks may be scored next; 0 to stop. Before a deadline at least one mask is scored.
+    def report(self, done: int, planned: int) -> None:
+        """Tell the caller how far it is.
 
         Args:
             done: Masks scored so far.
@@ -48,14 +46,22 @@ class Pace:
         if self._progress is not None:
             self._progress(done, planned)
         expect_wanted(self._cancel)
+
+    def measured(self, masks: int, seconds: float) -> None:
+        """Take note of what a run took."""
+        self._mask_s = seconds / masks
+
+    def room(self, started: int, planned: int) -> int:
+        """Return how many masks the next run may have; 0 for none. Before a deadline there is room for one at least.
+
+        Args:
+            started: Masks that runs have begun with.
+            planned: Masks to score altogether.
+        """
         if self._ends is None:
-            return planned - done
-        now = time.perf_counter()
-        if done > self._done:
-            self._mask_s = (now - self._since) / (done - self._done)
-        self._done, self._since = done, now
-        in_time = int((self._ends - now) / self._mask_s)
-        return min(planned - done, max(in_time, 0 if done else 1))
+            return planned - started
+        in_time = int((self._ends - time.perf_counter()) / self._mask_s)
+        return min(planned - started, max(in_time, 0 if started else 1))
 
 
 def expect_wanted(cancel: Cancel | None) -> None:

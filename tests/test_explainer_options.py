@@ -91,7 +91,7 @@ def test_loading(tiny_bundle: Path) -> None:
     with pytest.raises(OptionError, match=r"^device 'cuda' is unknown; expected one of cpu$"):
         engine.load(tiny_bundle, device="cuda")
     with pytest.raises(
-        OptionError, match=r"^threads is 0; expected a whole number from 1 to 1024, or None for one per physical core$"
+        OptionError, match=r"^threads is 0; expected a whole number from 1 to 1024, or None for one per CPU$"
     ):
         engine.load(str(tiny_bundle), threads=0)
     with pytest.raises(BundleError, match=r"^none\.ada: does not exist; expected a bundle made by"):

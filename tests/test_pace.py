@@ -26,6 +26,7 @@ def test_a_deadline_leaves_room_for_what_fits(clock: list[float]) -> None:
     hurried = Pace(ends=101.0, mask_s=0.3, progress=None, cancel=None)
     assert hurried.room(0, 50) == 3  # 1 s at 0.3 s a mask, as estimated
     clock[0] += 0.375
+    hurried.measured(3, 0.375)
     assert hurried.room(3, 50) == 5  # 0.625 s at 0.125 s, as measured
     assert hurried.room(3, 5) == 2
     clock[0] += 1.0
@@ -41,20 +42,13 @@ def test_one_mask_at_least_is_scored(clock: list[float]) -> None:
     assert Pace(ends=90.0, mask_s=0.1, progress=None, cancel=None).room(0, 0) == 0
 
 
-def test_progress_is_told_before_each_batch_and_at_the_end() -> None:
-    told: list[tuple[int, int]] = []
-    watched = Pace(ends=None, mask_s=1.0, progress=lambda done, planned: told.append((done, planned)), cancel=None)
-    for done in (0, 4, 6):
-        watched.room(done, 6)
-    assert told == [(0, 6), (4, 6), (6, 6)]
-
-
-def test_a_flag_that_is_set_ends_it() -> None:
-    flag = threading.Event()
-    watched = Pace(ends=None, mask_s=1.0, progress=None, cancel=flag)
-    assert watched.room(0, 6) == 6
+def test_progress_and_a_flag_that_ends_it() -> None:
+    flag, told = threading.Event(), []
+    watched = Pace(ends=None, mask_s=1.0, progress=lambda done, planned: told.append((done, planned)), cancel=flag)
+    watched.report(0, 6)
     flag.set()
     with pytest.raises(
         CancelledError, match=r"^the explanation was cancelled by its caller; nothing was computed to the end$"
     ):
-        watched.room(4, 6)
+        watched.report(4, 6)
+    assert told == [(0, 6), (4, 6)]

@@ -8,7 +8,6 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.errors import ImageError
-from engine.kernels import MaskWriter
 from engine.pace import Pace
 from engine.scoring import ScoredMasks, score_masks
 from tests.reference import method
@@ -19,7 +18,10 @@ SHAPE = (3, 20, 24)
 class MeanNetwork:
     """A network whose logits are the means of the three colours; it notes the batches that it was given."""
 
-    def __init__(self) -> None:
+    inputs = outputs = ()
+
+    def __init__(self, runs_at_once: int) -> None:
+        self.runs_at_once = runs_at_once
         self.batch_sizes: list[int] = []
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
@@ -28,13 +30,14 @@ class MeanNetwork:
 
 
 class Stop(Pace):
-    """Stops after a number of masks."""
+    """Has room for a number of masks."""
 
     def __init__(self, after: int) -> None:
+        super().__init__(ends=None, mask_s=1.0, progress=None, cancel=None)
         self._after = after
 
-    def room(self, done: int, planned: int) -> int:
-        return min(self._after, planned) - done
+    def room(self, started: int, planned: int) -> int:
+        return min(self._after, planned) - started
 
 
 def score(
@@ -42,21 +45,35 @@ def score(
     masks: list[tuple[int, int]],
     x: NDArray[np.float32],
     batch_size: int,
+    *,
+    runs_at_once: int = 1,
     after: int = 10**9,
 ) -> tuple[list[ScoredMasks], list[int]]:
-    network, batch = MeanNetwork(), np.empty((batch_size, *SHAPE), np.float32)
-    scored = score_masks(network, MaskWriter(x, None), maps, masks, [2, 0], "none", batch, Stop(after))
+    network = MeanNetwork(runs_at_once)
+    scored = score_masks(network, x, None, maps, masks, [2, 0], "none", batch_size, Stop(after))
     return scored, network.batch_sizes
 
 
-@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 6), (4, [4, 2]), (6, [6]), (8, [6])])
+@pytest.mark.parametrize(
+    ("batch_size", "runs_at_once", "batches"),
+    [
+        (1, 1, [1] * 6),
+        (4, 1, [4, 2]),
+        (6, 1, [6]),
+        (8, 1, [6]),
+        (6, 2, [3, 2, 1]),  # half of the batch, then of what is left
+        (2, 4, [1] * 6),
+        (8, 16, [1] * 6),
+    ],
+)
 def test_scores_equal_the_formula_whatever_the_batch(
-    random: np.random.Generator, batch_size: int, batches: list[int]
+    random: np.random.Generator, batch_size: int, runs_at_once: int, batches: list[int]
 ) -> None:
     x = random.normal(size=SHAPE).astype(np.float32)
     maps = [random.random((1, 5, 4, 6), np.float32), random.random((1, 7, 3, 3), np.float32)]
-    layers, sizes = score(maps, [(1, 4), (0, 3), (1, 1), (1, 6), (0, 0), (1, 2)], x, batch_size)
-    assert sizes == batches
+    order = [(1, 4), (0, 3), (1, 1), (1, 6), (0, 0), (1, 2)]
+    layers, sizes = score(maps, order, x, batch_size, runs_at_once=runs_at_once)
+    assert sorted(sizes) == sorted(batches)
     for layer, layer_maps, kept in zip(layers, maps, ([0, 3], [1, 2, 4, 6]), strict=True):
         masks = method.masks(layer_maps[0, kept], *SHAPE[1:])
         expected = (x[None].astype(np.float64) * masks[:, None]).mean(axis=(2, 3))[:, [2, 0]]

@@ -34,6 +34,11 @@ class Session(Protocol):
         ...
 
     @property
+    def runs_at_once(self) -> int:
+        """How many runs at a time make the best use of the machine."""
+        ...
+
+    @property
     def outputs(self) -> Sequence[Tensor]:
         """The graph's outputs, in its order."""
         ...
@@ -58,14 +63,19 @@ class Backend(Protocol):
     """A runtime on a device.
 
     Args:
-        threads: Threads that work on one graph; None for the runtime's own choice.
+        threads: Threads that work on one explanation; None for one per CPU that this process may use.
         providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
     """
 
     def __init__(self, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None: ...
 
-    def open(self, graph: Path | bytes) -> Session:
+    def open(self, graph: Path | bytes, *, runs_at_once: bool = False) -> Session:
         """Load a graph from a file, beside which its external data lies, or from the bytes of a model.
+
+        Args:
+            graph: The file, or the bytes.
+            runs_at_once: Whether the graph will be run so often that several runs can be under way at a time; else one
+                run has the whole machine.
 
         Raises:
             BackendError: The runtime refused the graph.

@@ -40,15 +40,20 @@ _PROVIDER = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
-def session_options(*, threads: int | None = None, optimize: bool = True) -> "ort.SessionOptions":
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def session_options(*, threads: int, optimize: bool = True) -> "ort.SessionOptions":
     """Return the options of every session that the engine opens on the CPU.
 
     Args:
-        threads: Threads that work on one graph; None for one per physical core.
+        threads: Threads that work on one run.
         optimize: Whether ONNX Runtime may rewrite graphs.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads
     options.use_deterministic_compute = True
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -60,7 +65,7 @@ class OnnxRuntimeCpu:
     """Opens graphs in ONNX Runtime on the CPU, the same bytes out for the same bytes in.
 
     Args:
-        threads: Threads that work on one graph; None for one per physical core.
+        threads: Threads that work on one explanation; None for one per CPU that this process may use.
         providers: ONNX Runtime's execution providers, in order of preference; None for its own CPU kernels. Whichever
             they are, arrays pass through the host's memory.
         optimize: Whether ONNX Runtime may rewrite graphs; without, it computes node by node what the graph says, which
@@ -75,8 +80,7 @@ class OnnxRuntimeCpu:
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS):
             raise OptionError(
-                f"threads is {threads!r}; expected a whole number from 1 to {_MOST_THREADS}, or None for one per "
-                "physical core"
+                f"threads is {threads!r}; expected a whole number from 1 to {_MOST_THREADS}, or None for one per CPU"
             )
         known = ort.get_available_providers()
         asked = [_PROVIDER] if providers is None else providers
@@ -85,17 +89,25 @@ class OnnxRuntimeCpu:
                 f"providers is {providers!r}; expected a list of those that are in this ONNX Runtime: "
                 f"{', '.join(known)}"
             )
-        self._threads = threads
+        self._threads = threads or usable_cpus()
         self._providers = list(asked)
         self._optimize = optimize
 
-    def open(self, graph: Path | bytes) -> "OnnxRuntimeSession":
+    def open(self, graph: Path | bytes, *, runs_at_once: bool = False) -> "OnnxRuntimeSession":
         """Load a graph from a file or from the bytes of a model.
+
+        Several runs at a time with one thread each do more than one run with all threads: they do not wait for one
+        another, and the work between two runs is shared out as well (decision 6).
+
+        Args:
+            graph: The file, or the bytes.
+            runs_at_once: Whether each run has one thread, and as many runs as there are threads may be under way.
 
         Raises:
             BackendError: ONNX Runtime refused the graph, or a provider that was asked for does not work here.
         """
-        options = session_options(threads=self._threads, optimize=self._optimize)
+        run_threads, runs = (1, self._threads) if runs_at_once else (self._threads, 1)
+        options = session_options(threads=run_threads, optimize=self._optimize)
         name = str(graph) if isinstance(graph, Path) else "the source model"
         try:
             session = ort.InferenceSession(
@@ -111,7 +123,7 @@ class OnnxRuntimeCpu:
                 f"{', '.join(session.get_providers())}; expected {', '.join(self._providers)}: install what the "
                 "provider needs, or ask for another"
             )
-        return OnnxRuntimeSession(name, session, outlives_fork=self._threads == 1)
+        return OnnxRuntimeSession(name, session, runs_at_once=runs, outlives_fork=run_threads == 1)
 
 
 class OnnxRuntimeSession:
@@ -120,10 +132,12 @@ class OnnxRuntimeSession:
     Args:
         name: What messages call the graph.
         session: The session, which this object owns.
+        runs_at_once: How many runs at a time make the best use of the machine.
         outlives_fork: Whether a process forked from this one may run it: threads do not survive a fork.
     """
 
-    def __init__(self, name: str, session: "ort.InferenceSession", *, outlives_fork: bool) -> None:
+    def __init__(self, name: str, session: "ort.InferenceSession", *, runs_at_once: int, outlives_fork: bool) -> None:
+        self.runs_at_once = runs_at_once
         self._name = name
         self._session = session
         self._process = None if outlives_fork else os.getpid()

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -84,9 +85,12 @@ def test_a_session_serves_several_threads(random: np.random.Generator, graph: Pa
     assert found == expected
 
 
-@pytest.mark.parametrize(("threads", "used"), [(None, 0), (1, 1), (3, 3)])
+@pytest.mark.parametrize(
+    ("threads", "runs_at_once", "used"),
+    [(None, False, len(os.sched_getaffinity(0))), (1, False, 1), (3, False, 3), (3, True, 1), (None, True, 1)],
+)
 def test_what_onnx_runtime_is_asked_for(
-    graph: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, used: int
+    graph: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, runs_at_once: bool, used: int
 ) -> None:
     asked: list[tuple[Any, ...]] = []
     real = ort.InferenceSession
@@ -96,13 +100,14 @@ def test_what_onnx_runtime_is_asked_for(
         return real(path, options, providers=providers)
 
     monkeypatch.setattr(ort, "InferenceSession", spy)
-    create_backend("cpu", threads=threads).open(graph)
+    session = create_backend("cpu", threads=threads).open(graph, runs_at_once=runs_at_once)
     assert asked == [(str(graph), used, True, ["CPUExecutionProvider"])]
+    assert session.runs_at_once == ((threads or len(os.sched_getaffinity(0))) if runs_at_once else 1)
 
 
 @pytest.mark.parametrize("threads", [0, -1, -100, 1.5, "2", 10**10])
 def test_threads_must_be_positive(threads: int) -> None:
-    text = rf"^threads is {threads!r}; expected a whole number from 1 to 1024, or None for one per physical core$"
+    text = rf"^threads is {threads!r}; expected a whole number from 1 to 1024, or None for one per CPU$"
     with pytest.raises(OptionError, match=text):
         OnnxRuntimeCpu(threads=threads)
     with pytest.raises(OptionError, match=text):
