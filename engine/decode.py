@@ -15,9 +15,9 @@ from engine.errors import ImageError
 PhotoSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image"
 
 MOST_PIXELS = 1 << 27  # 0.5 GiB as Pillow holds them
-# Pillow opens 30 more. Hardly one holds photos, EPS is decoded by starting another program, and what a truncated
-# JPEG 2000 lacks becomes black without an error.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "HEIF", "ICO")
+# Pillow opens 30 more. Hardly one holds photos; EPS is decoded by starting another program; what a truncated JPEG 2000
+# lacks becomes black without an error; an icon's header does not say how large the image in it is.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "HEIF")
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {

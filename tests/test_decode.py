@@ -3,6 +3,8 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from engine.decode import FORMATS, MOST_PIXELS, decode, is_photo_source
 from engine.errors import ImageError
 from tests.tiny_cnn import photo_pixels, write_photo
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 KNOWN = ", ".join(kind for kind in FORMATS if kind in (Image.init(), Image.OPEN)[1])
 
 
@@ -305,12 +308,26 @@ def test_the_first_picture_of_several(kind: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KNOWN.split(", ") if kind != "HEIF"])
 def test_every_format(kind: str) -> None:
     options = {
-        **{"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}, "ICO": {"sizes": [(90, 60)]}},
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "WEBP": {"lossless": True},
         "AVIF": {"quality": 100, "subsampling": "4:4:4"},
     }.get(kind, {})
     content = encoded(Image.fromarray(photo_pixels()), kind, **options)
     tolerance = {"JPEG": 4, "AVIF": 4, "GIF": 40}.get(kind, 0)
     np.testing.assert_allclose(seen(content), photo_pixels().astype(int), rtol=0, atol=tolerance)
+
+
+def test_a_fresh_program_knows_every_format(tmp_path: Path) -> None:
+    """Pillow loads the decoders of rarer formats when they are first asked for; this program did so above."""
+    paths = [
+        write(tmp_path / kind, encoded(Image.fromarray(photo_pixels()), kind))
+        for kind in KNOWN.split(", ")
+        if kind != "HEIF"
+    ]
+    program = "import sys; from engine.decode import decode; print([decode(p, 'L').size for p in sys.argv[1:]])"
+    for path in paths:
+        done = subprocess.run([sys.executable, "-c", program, path], cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.stdout == "[(90, 60)]\n", done.stderr
 
 
 # What is no photo
@@ -397,7 +414,7 @@ def pixels_or_refusal(content: bytes | bytearray) -> np.ndarray | str:
 def test_a_truncated_photo_at_every_length(kind: str) -> None:
     """One line at any length, and never a picture made of half the pixels without a word."""
     image = Image.fromarray(photo_pixels(12, 16))
-    whole = encoded(image, kind, **({"sizes": [(16, 12)]} if kind == "ICO" else {}))
+    whole = encoded(image, kind)
     expected = seen(whole)
     for length in range(len(whole)):
         found = pixels_or_refusal(whole[:length])
@@ -409,7 +426,7 @@ def test_a_truncated_photo_at_every_length(kind: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KNOWN.split(", ") if kind != "HEIF"])
 def test_a_damaged_photo_is_one_line_or_a_photo(kind: str, random: np.random.Generator) -> None:
     """What Pillow decodes for all the damage is a picture of three channels."""
-    whole = encoded(Image.fromarray(photo_pixels(12, 16)), kind, **({"sizes": [(16, 12)]} if kind == "ICO" else {}))
+    whole = encoded(Image.fromarray(photo_pixels(12, 16)), kind)
     for _ in range(150):
         damaged = bytearray(whole)
         damaged[int(random.integers(len(whole)))] ^= int(random.integers(1, 256))
