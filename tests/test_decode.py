@@ -78,6 +78,13 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def test_the_docs_say_what_is_read() -> None:
+    text = (REPOSITORY / "docs" / "photos.md").read_text(encoding="utf-8")
+    (formats,) = re.findall(r"^- Formats: (.*?)\.", text, re.MULTILINE | re.DOTALL)
+    assert tuple(re.findall(r"[A-Z]{3,}", formats.upper())) == FORMATS
+    assert f"{MOST_PIXELS:,} pixels" in text
+
+
 # How a photo may arrive
 
 
@@ -163,6 +170,18 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, kind: str
             np.testing.assert_allclose(seen(source), upright, rtol=0, atol=4 if kind == "JPEG" else 0)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_what_was_turned_upright_is_not_turned_again(kind: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = encoded(Image.fromarray(photo_pixels()), kind, exif=exif)
+    for photo in (content, Image.open(io.BytesIO(content))):
+        upright = decode(photo, "RGB")
+        assert upright.size == (60, 90)
+        assert upright.info == {}
+        assert decode(upright, "RGB").tobytes() == upright.tobytes()
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0no TIFF", b"\0"])
 def test_damaged_exif_data_are_passed_over(exif: bytes, kind: str) -> None:
@@ -230,6 +249,8 @@ def test_alpha_is_left_out_as_convert_does(random: np.random.Generator) -> None:
 def test_a_transparent_colour_is_seen() -> None:
     content = encoded(Image.fromarray(photo_pixels()), "PNG", transparency=tuple(photo_pixels()[0, 0].tolist()))
     np.testing.assert_array_equal(seen(content), photo_pixels())
+    saved = encoded(decode(content, "RGB"), "PNG")
+    np.testing.assert_array_equal(Image.open(io.BytesIO(saved)).convert("RGBA").getchannel("A"), np.full((60, 90), 255))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1"])
