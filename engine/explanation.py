@@ -4,6 +4,7 @@ import io
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -164,7 +165,8 @@ class Explanation:
         except OSError as err:
             raise OptionError(f"{path}: cannot be written: {err.strerror or err}") from err
         finally:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):  # it was renamed, or could not be made
+                beside.unlink()
 
     def _name(self) -> str:
         return f"class {self.target}" if self.label is None else f"{self.label} ({self.target})"
