@@ -15,9 +15,9 @@ from engine.errors import ImageError
 PhotoSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image"
 
 MOST_PIXELS = 1 << 27  # 0.5 GiB as Pillow holds them
-# Pillow opens 30 more. Hardly one holds photos, EPS is decoded by starting another program, and what a truncated
-# JPEG 2000 lacks becomes black without an error.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "HEIF", "ICO")
+# Pillow opens 30 more. Hardly one holds photos; EPS is decoded by starting another program; what a truncated JPEG 2000
+# lacks becomes black without an error; an icon's header does not say how large the image in it is.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "HEIF")
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -51,7 +51,7 @@ def decode(photo: PhotoSource, mode: str) -> Image.Image:
         mode: Pillow's mode `RGB` or `L`.
 
     Returns:
-        A picture that shares no pixels with `photo`.
+        A picture that shares no pixels with `photo`, without its metadata.
 
     Raises:
         ImageError: The photo cannot be read, is damaged, or has more than 2²⁷ pixels (134 million; fewer where
@@ -62,14 +62,17 @@ def decode(photo: PhotoSource, mode: str) -> Image.Image:
     try:
         if isinstance(photo, Image.Image):
             decoded = _upright(photo, mode)
-            return decoded.copy() if decoded is photo else decoded
-        with _file(photo) as file:
-            return _upright(_opened(file), mode)
+            decoded = decoded.copy() if decoded is photo else decoded
+        else:
+            with _file(photo) as file:
+                decoded = _upright(_opened(file), mode)
     except ImageError as err:
         raise ImageError(f"{name}: {err}") from err.__cause__
     except Exception as err:  # Pillow's decoders raise whatever they run into
         reason = (err.strerror if isinstance(err, OSError) else None) or str(err) or type(err).__name__
         raise ImageError(f"{name}: cannot be read as a photo: {' '.join(reason.split())}") from err
+    decoded.info = {}  # an orientation left there would be applied again, a transparent colour saved again
+    return decoded
 
 
 def _name(photo: PhotoSource) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -241,7 +242,8 @@ def _write(path: Path, content: bytes) -> None:
     except OSError as err:
         raise OptionError(f"{path}: cannot be written: {err.strerror or err}") from err
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or could not be made
+            beside.unlink()
 
 
 def _layer_tile(number: int, layer: LayerReport, view: NDArray[np.float32] | None) -> Tile:

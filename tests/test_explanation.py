@@ -384,13 +384,18 @@ def test_other_endings(tmp_path: Path, name: str, kind: str) -> None:
 @pytest.mark.parametrize("ending", [".png", ".npz"])
 def test_places_that_cannot_be_written(tmp_path: Path, ending: str) -> None:
     (tmp_path / f"folder{ending}").mkdir()
+    (tmp_path / "file").touch()
     for path, reason in (
         (tmp_path / "none" / f"out{ending}", "No such file or directory"),
         (tmp_path / f"folder{ending}", "Is a directory"),
+        (tmp_path / "file" / f"out{ending}", "Not a directory"),
+        (tmp_path / ("n" * 252 + ending), "File name too long"),
+        (tmp_path / ("n" * 300) / f"out{ending}", "File name too long"),
     ):
         text = f"{path}: cannot be written: {reason}"
         with pytest.raises(OptionError, match=f"^{re.escape(text)}$"):
             make().save(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", f"folder{ending}"]
 
 
 def test_results_cannot_be_changed() -> None:

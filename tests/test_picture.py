@@ -1,6 +1,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -75,16 +76,21 @@ def test_overlay_on_a_large_photo_is_drawn_in_parts_and_the_same(monkeypatch: py
 # Figures and panels: what is written where
 
 
+Box: TypeAlias = tuple[float, float, float, float]
+
+
 @dataclass
 class Writing:
-    """The texts of a drawing, and the boxes left, top, right, bottom of their ink."""
+    """The texts of a drawing, and the boxes left, top, right, bottom of their ink; and those of pictures and frames."""
 
     texts: list[str] = field(default_factory=list)
-    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
+    pictures: list[Box] = field(default_factory=list)
+    frames: list[Box] = field(default_factory=list)
 
     def clear(self) -> None:
-        self.texts.clear()
-        self.boxes.clear()
+        for entries in (self.texts, self.boxes, self.pictures, self.frames):
+            entries.clear()
 
 
 @pytest.fixture
@@ -98,12 +104,33 @@ def writing(monkeypatch: pytest.MonkeyPatch) -> Writing:
         record.boxes.append(self.textbbox(place, words, font=options["font"]))  # type: ignore[arg-type]
         original(self, place, words, **options)
 
+    original_paste, original_rectangle = Image.Image.paste, ImageDraw.ImageDraw.rectangle
+
+    def paste(self: Image.Image, image: Image.Image, place: tuple[int, int] | None = None) -> None:
+        if place is not None:  # else the page grows
+            record.pictures.append((*place, place[0] + image.width, place[1] + image.height))
+        original_paste(self, image, place)
+
+    def rectangle(self: ImageDraw.ImageDraw, box: Box, **options: object) -> None:
+        record.frames.append((box[0], box[1], box[2] + 1, box[3] + 1))
+        original_rectangle(self, box, **options)  # type: ignore[arg-type]
+
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", rectangle)
+    monkeypatch.setattr(Image.Image, "paste", paste)
     return record
 
 
+def apart(a: Box, b: Box) -> bool:
+    return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def inside(a: Box, b: Box) -> bool:
+    return b[0] < a[0] and b[1] < a[1] and a[2] < b[2] and a[3] < b[3]
+
+
 def assert_tidy(drawn: Image.Image, writing: Writing) -> None:
-    """Every text lies within the margins and off every other, and the margins are white."""
+    """Every text lies within the margins, off every other and off the pictures, and the margins are white."""
     assert drawn.mode == "RGB"
     boxes = [box for box in writing.boxes if box[0] < box[2]]
     for left, top, right, bottom in boxes:
@@ -111,9 +138,9 @@ def assert_tidy(drawn: Image.Image, writing: Writing) -> None:
         assert top >= 26
         assert right <= drawn.width - 26
         assert bottom <= drawn.height - 26
-    for number, (left, top, right, bottom) in enumerate(boxes):
-        for other in boxes[:number]:
-            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+    for number, box in enumerate(boxes):
+        assert all(apart(box, other) for other in (*boxes[:number], *writing.pictures))
+        assert all(apart(box, frame) or inside(box, frame) for frame in writing.frames)
     border = np.array(drawn)
     border[24:-24, 24:-24] = 255
     assert (border == 255).all()
@@ -153,6 +180,11 @@ def test_a_figure_says_what_it_shows(writing: Writing) -> None:
     texts = ["espresso", "class 3 · score 87.7%", "rule otsu", "what the network saw", "what counted for the class"]
     assert writing.texts == [*texts, *SCALE, NOTE]
     assert_tidy(drawn, writing)
+    bar = writing.pictures[-1]
+    most, half, least = (writing.boxes[writing.texts.index(text)] for text in SCALE[1:])
+    assert bar[1] <= most[1] < bar[1] + 20
+    assert half[1] < (bar[1] + bar[3]) / 2 < half[3]
+    assert bar[3] - 20 < least[3] <= bar[3]
 
 
 def test_a_figure_shows_the_photo_beside_the_heatmap() -> None:
@@ -238,7 +270,7 @@ def make_row(size: tuple[int, int] = (56, 80), **changes: object) -> Row:
         "picture": Image.fromarray(photo_pixels(*size)),
         "title": "espresso",
         "lines": ("class 3",),
-        "warnings": ("layer 'relu2' gave no mask",),
+        "warnings": ("layer 'relu2' gave no mask: all of the many maps that the rule selected there are constant",),
         "tiles": (
             Tile(caption=("photo",)),
             Tile(heatmap=HEATMAP, caption=("layer 1", "/features/features.16/block/block.3/Mul_output_0", "4 maps")),
@@ -259,7 +291,9 @@ def test_a_panel_says_what_it_shows(writing: Writing) -> None:
     texts = [text for text in writing.texts if "…" not in text]
     assert texts == [
         *("espresso", "class 3", "photo", "layer 1", "4 maps", "all 12 selected maps are", "constant", "layer 2"),
-        *("heatmap", "", "Warning: layer 'relu2' gave no mask", "importance within this image: 0 least", "1 most"),
+        *("heatmap", ""),
+        ("Warning: layer 'relu2' gave no mask: all of the many maps that the rule selected there are constant"),
+        *("importance within this image: 0 least", "1 most"),
     ]
     assert_tidy(drawn, writing)
 
@@ -294,7 +328,8 @@ def test_a_panel_has_a_row_for_each_explanation(writing: Writing) -> None:
 
 @pytest.mark.parametrize("size", PHOTOS.values(), ids=PHOTOS)
 def test_a_panel_of_a_photo_of_any_size(writing: Writing, size: tuple[int, int]) -> None:
-    drawn = panel([make_row(size, title="Kapitänsmütze" * 40)])
+    tiles = (*make_row().tiles, Tile(empty="a reason of many words " * 40, caption=("layer 3",)))
+    drawn = panel([make_row(size, title="Kapitänsmütze" * 40, tiles=tiles)])
     assert_tidy(drawn, writing)
 
 
