@@ -114,7 +114,8 @@ class InterpretedModel:
 
     def compiled(self, batch: Tensor) -> Callable[[Tensor], Tensor]:
         """See `Network.compiled`; the loop over the nodes is traced away first, else it would break the graph."""
-        return torch.compile(make_fx(self)(batch))
+        with torch.inference_mode():
+            return torch.compile(make_fx(self)(batch.contiguous(memory_format=self.memory_format)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -107,7 +107,7 @@ def new_bundle(target: Path, *, force: bool) -> Iterator[Path]:
         if replacing:
             _expect_bundle(target)
     except (OSError, ValueError) as err:
-        raise BundleError(f"{target}: cannot be written: {_reason(err)}; {_EXPECTED}") from err
+        raise BundleError(f"{target}: cannot be written: {_reason(err)} in {target.parent}; {_EXPECTED}") from err
     number = secrets.token_hex(4)
     work = target.with_name(f".{target.name}.{number}")
     try:
@@ -163,8 +163,11 @@ def _expect_bundle(folder: Path) -> None:
 
 def _is_bundle(folder: Path) -> bool:
     """Tell whether a folder holds a manifest and only files that it lists, so that nothing foreign would be lost."""
+    manifest = folder / MANIFEST
     try:
-        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if not manifest.is_file() or manifest.stat().st_size > LARGEST_MANIFEST_BYTES:
+            return False
+        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         return {entry.name for entry in folder.iterdir()} <= {MANIFEST, *listed}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -40,7 +40,7 @@ def test_equal_results(result: engine.Explanation, twin: TorchExplanation) -> No
     assert twin.masks == result.scored
 
 
-@pytest.mark.parametrize("fault", ["mask", "score", "heatmap"])
+@pytest.mark.parametrize("fault", ["mask", "score", "NaN", "heatmap"])
 def test_results_that_disagree(result: engine.Explanation, twin: TorchExplanation, fault: str) -> None:
     others, common, score, mean = 0, result.scored, "0.0e+00", "0.0e+00"
     if fault == "mask":
@@ -53,6 +53,9 @@ def test_results_that_disagree(result: engine.Explanation, twin: TorchExplanatio
     elif fault == "score":
         twin.scores[1][0] += 0.002
         score = "2.0e-03"
+    elif fault == "NaN":
+        twin.scores[2][0] = torch.nan
+        score = "nan"
     else:
         twin = dataclasses.replace(twin, heatmap=twin.heatmap.double() + 0.0025)
         mean = "2.5e-03"

@@ -132,7 +132,7 @@ def test_manifest_lists_every_file(tmp_path: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    return {file.name: file.read_bytes() if file.is_file() else b"" for file in folder.iterdir()}
 
 
 @pytest.fixture
@@ -389,6 +389,8 @@ def foreign(path: Path, kind: str) -> None:
     }
     if kind in manifests:
         (path / MANIFEST).write_text(manifests[kind])
+    if kind == "pipe":
+        os.mkfifo(path / MANIFEST)
     if kind in ("folder", "more than a bundle"):
         (path / "photo.jpg").write_bytes(b"jpeg")
 
