@@ -295,6 +295,8 @@ def _report(layer: Layer, masks: ScoredMasks, plan: Plan, cut: float | None, k: 
     return LayerReport(
         name=layer.name,
         channels=layer.channels,
+        height=layer.height,
+        width=layer.width,
         positive=plan.selection.positive,
         selected=len(channels),
         flat=len(channels) - len(plan.scorable),

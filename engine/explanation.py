@@ -35,6 +35,8 @@ class LayerReport:
     Attributes:
         name: The layer's tensor name in the source model.
         channels: Number of feature maps.
+        height: Height of one map.
+        width: Width of one map.
         positive: How many have a positive average gradient.
         selected: How many the rule kept.
         flat: How many of the selected are constant and so make no mask.
@@ -48,6 +50,8 @@ class LayerReport:
 
     name: str
     channels: int
+    height: int
+    width: int
     positive: int
     selected: int
     flat: int
@@ -249,7 +253,11 @@ def _write(path: Path, content: bytes) -> None:
 def _layer_tile(number: int, layer: LayerReport, view: NDArray[np.float32] | None) -> Tile:
     scorable = layer.selected - layer.flat
     part = "" if layer.scored == scorable else f" of {scorable}"
-    caption = [f"layer {number}", layer.name, f"{layer.channels} maps, {layer.scored}{part} scored"]
+    caption = [
+        f"layer {number}",
+        layer.name,
+        f"{layer.channels}×{layer.height}×{layer.width}, {layer.scored}{part} scored",
+    ]
     if view is None:
         return Tile(empty=_why_empty(layer), caption=caption)
     caption.append("not cut" if layer.fusion_threshold is None else f"cut at {layer.fusion_threshold:.2f}")

@@ -20,6 +20,8 @@ LAYERS = (
     LayerReport(
         name="relu1",
         channels=4,
+        height=6,
+        width=8,
         positive=3,
         selected=3,
         flat=1,
@@ -32,6 +34,8 @@ LAYERS = (
     LayerReport(
         name="relu2",
         channels=8,
+        height=3,
+        width=4,
         positive=0,
         selected=0,
         flat=0,
@@ -81,6 +85,8 @@ REPORT = {
         {
             "name": "relu1",
             "channels": 4,
+            "height": 6,
+            "width": 8,
             "positive": 3,
             "selected": 3,
             "flat": 1,
@@ -93,6 +99,8 @@ REPORT = {
         {
             "name": "relu2",
             "channels": 8,
+            "height": 3,
+            "width": 4,
             "positive": 0,
             "selected": 0,
             "flat": 0,
@@ -265,12 +273,12 @@ def test_a_panel_says_what_each_layer_did(texts: list[str]) -> None:
     assert " ".join(texts) == " ".join(
         [
             *(*HEAD, HOW, "what the network saw"),
-            *("layer 1", "relu1", "4 maps, 2 scored", "not cut"),
-            *("no feature map was selected", "layer 2", "relu2", "8 maps, 0 scored"),
-            *("layer 3", "relu3", "16 maps, 2 of 7 scored", "cut at 0.44"),
-            *("all 12 selected maps are constant", "layer 4", "relu4", "4 maps, 0 scored"),
-            *("none of 2 masks was scored", "layer 5", "relu5", "4 maps, 0 of 2 scored"),
-            *("its masks add up to a constant map", "layer 6", "relu6", "4 maps, 2 scored"),
+            *("layer 1", "relu1", "4x6x8, 2 scored", "not cut"),
+            *("no feature map was selected", "layer 2", "relu2", "8x3x4, 0 scored"),
+            *("layer 3", "relu3", "16x6x8, 2 of 7 scored", "cut at 0.44"),
+            *("all 12 selected maps are constant", "layer 4", "relu4", "4x6x8, 0 scored"),
+            *("none of 2 masks was scored", "layer 5", "relu5", "4x6x8, 0 of 2 scored"),
+            *("its masks add up to a constant map", "layer 6", "relu6", "4x6x8, 2 scored"),
             *("heatmap", "all layers fused", WARNING),
             *("importance within this image: 0 least", "1 most", "White line: where fusion cuts the layer."),
         ]
@@ -307,7 +315,7 @@ def test_a_panel_of_a_real_explanation(tiny_bundle: Path, texts: list[str]) -> N
     assert explanation.panel().width > 5 * 200
     for layer in explanation.layers:
         part = "" if layer.scored == layer.selected - layer.flat else f" of {layer.selected - layer.flat}"
-        assert f"{layer.channels} maps, {layer.scored}{part} scored" in texts
+        assert f"{layer.channels}x{layer.height}x{layer.width}, {layer.scored}{part} scored" in texts
 
 
 def test_a_notebook_shows_the_figure() -> None:
