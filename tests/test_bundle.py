@@ -237,7 +237,7 @@ def test_a_manifest_nested_too_deep(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     text = json.dumps({**manifest, "labels": "LABELS"})
     limit = sys.getrecursionlimit()
-    for depth in (*range(limit - 200, limit, 5), 100_000):
+    for depth in (*range(limit - 150, limit), 100_000):
         (bundle / "manifest.json").write_text(text.replace('"LABELS"', "[" * depth + "]" * depth), encoding="utf-8")
         with pytest.raises(BundleError, match=r"manifest\.json: (is not JSON|is nested too deep|\$\.labels\[0\] does)"):
             load_bundle(bundle)

@@ -5,6 +5,7 @@ Reshape, Expand and Resize; files traced with a dynamic batch compute these argu
 """
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from engine.export.windows import kernel_shape, windows_of
 BATCH = "batch"
 _PROBES = (7919, 7907)
 _LARGEST_SHAPE_ARGUMENT = 1024
+_LONGEST_REASON = 300
 _POOLS = frozenset({"AveragePool", "MaxPool"})
 _SHAPE_UNKNOWN_TO_ONNX = frozenset({"GroupNormalization"})  # it is that of the input
 _SHAPE_OPS = frozenset({"Shape", "Size"})
@@ -65,7 +67,9 @@ def free_batch(model: ir.Model, batch: int) -> None:
     try:
         inference = _infer(model, batch)
     except onnx.shape_inference.InferenceError as err:
-        raise ModelError(f"is not a valid ONNX model: {_one_line(err)}") from err
+        raise ModelError(
+            f"is not a valid ONNX model: {_one_line(err)}; expected nodes whose shapes agree: export the model again"
+        ) from err
     g = GraphBuilder(model.graph, "batch")
     moving = from_image(model.graph)
     for node in list(model.graph):
@@ -96,7 +100,10 @@ def settle_shapes(model: ir.Model) -> None:
             inference = _infer(model, _PROBES[0])
         other = _infer(model, _PROBES[1]) if inference.arithmetic else inference
     except onnx.shape_inference.InferenceError as err:
-        raise ModelError(f"does not take batches of any size: {_one_line(err)}") from err
+        raise ModelError(
+            f"does not take batches of any size: {_one_line(err)}; expected nodes that do: export the model with a "
+            "dynamic batch"
+        ) from err
     _make_arguments_constant(model.graph, inference, other)
     keep_only_outputs(model)
     moving = from_image(model.graph)
@@ -293,4 +300,5 @@ def _shown(size: object) -> str:
 
 
 def _one_line(err: Exception) -> str:
-    return " ".join(str(err).split())
+    """Return what onnx says of the first node; the others follow from it."""
+    return textwrap.shorten(str(err), _LONGEST_REASON, placeholder=" …")

@@ -8,6 +8,8 @@ from google.protobuf.message import Message
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
+from engine.errors import ModelError
+
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
 _QUANTIZATION = frozenset({"DequantizeLinear", "QuantizeLinear"})
@@ -100,9 +102,15 @@ def _fold_constants(graph: ir.Graph, opset: int) -> None:
             continue
         if quantized and node.op_type in _QUANTIZATION:
             continue
-        evaluator = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset})
         arrays = {name: tensor.numpy() for name, tensor in inputs.items() if tensor is not None}
-        for output, outcome in zip(node.outputs, evaluator.run(None, arrays), strict=True):
+        try:
+            outcomes = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset}).run(None, arrays)
+        except Exception as err:  # numpy and onnx raise whatever a node that makes no sense leads them to
+            raise ModelError(
+                f"{node.op_type} node {node.name or node.outputs[0].name!r}: cannot be computed from its constants: "
+                f"{' '.join(str(err).split())}; export the model again"
+            ) from err
+        for output, outcome in zip(node.outputs, outcomes, strict=True):
             array = np.asarray(outcome)
             tensor = ir.tensor(array, name=output.name)
             value = ir.Value(name=output.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))

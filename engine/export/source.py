@@ -6,13 +6,14 @@ file.
 """
 
 import hashlib
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from engine.errors import ModelError, OptionError
 from engine.export.fold import fold_batch_normalization
@@ -28,6 +29,7 @@ from engine.export.widen import widen
 IR_VERSION = 10
 _INVALID = (DecodeError, onnx.checker.ValidationError, ValueError, OSError)
 _CHANNELS = (1, 3)
+_LONGEST_REASON = 300
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
@@ -110,7 +112,10 @@ def _load(path: Path, name: str, output: str | None, activation: str | None, siz
     opset = opset_of(proto)
     proto = modernise(proto)
     strip(proto)
-    model = ir.from_proto(proto)
+    try:
+        model = ir.from_proto(proto)
+    except ir.serde.SerdeError as err:
+        raise _invalid(err) from err
     model.ir_version = IR_VERSION
     graph = model.graph
     chosen = _choose_output(graph, output)
@@ -176,10 +181,8 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
         for location in sorted(map(str, external)):
             digest.update((path.parent / location).read_bytes())
     except _INVALID as err:
-        reason = " ".join(str(err).split()).replace(" ==> Context:", ":").removesuffix(".")
-        raise ModelError(
-            f"is not a valid ONNX model: {reason}; expected a file that onnx.checker accepts: export the model again"
-        ) from err
+        raise _invalid(err) from err
+    _expect_readable(proto)
     for entry in proto.opset_import:
         if entry.domain == "ai.onnx":
             entry.domain = ""
@@ -187,6 +190,36 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
         if node.domain == "ai.onnx":
             node.domain = ""
     return proto, digest.hexdigest()
+
+
+def _invalid(err: BaseException) -> ModelError:
+    """Return the error that says in few words why a file is refused."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    reason = " ".join(str(err).split()).replace(" ==> Context:", ":").removesuffix(".")
+    reason = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
+    return ModelError(
+        f"is not a valid ONNX model: {reason}; expected a file that onnx.checker accepts: export the model again"
+    )
+
+
+def _expect_readable(message: Message) -> None:
+    """Check what onnx's checker passes: that all texts are UTF-8, and that tensors have the size that they say.
+
+    Raises:
+        ModelError: They are not.
+    """
+    for field, value in message.ListFields():
+        for entry in value if field.is_repeated else (value,):
+            if field.type == field.TYPE_STRING and isinstance(entry, bytes):
+                raise _invalid(ValueError(f"{field.full_name} {entry!r} is no UTF-8"))
+            if isinstance(entry, onnx.TensorProto):
+                try:
+                    onnx.numpy_helper.to_array(entry)
+                except (ValueError, TypeError, KeyError) as err:
+                    raise _invalid(ValueError(f"tensor {entry.name!r}: {err}")) from err
+            elif isinstance(entry, Message):
+                _expect_readable(entry)
 
 
 def _expect_finite(graph: ir.Graph) -> None:

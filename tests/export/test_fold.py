@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from engine.errors import ModelError
 from engine.export.fold import fold_batch_normalization
 from tests.export.networks import imported, network, node, statistics, weight
 from tests.export.rules.gradients import Array, error, runtime
@@ -208,3 +209,31 @@ def test_training_form_stays(random: np.random.Generator) -> None:
     ]
     model = network(nodes, {"w": weight(random, 3, 3, 1, 1), **statistics(random, "bn", 3)})
     assert op_types(fold(model)) == ["Conv", "BatchNormalization"]
+
+
+def damaged(random: np.random.Generator, **parameters: np.ndarray) -> str:
+    """What is said of a pair with these parameters."""
+    constants = {"w": weight(random, 4, 3, 3, 3), **statistics(random, "bn", 4), **parameters}
+    conv = node("Conv", "x w b" if "b" in parameters else "x w", "c")
+    model = network([conv, node("BatchNormalization", f"c {BN}", "y", epsilon=0.5)], constants)
+    with pytest.raises(ModelError) as caught:
+        fold(model)
+    return str(caught.value)
+
+
+def test_variance_that_is_negative_is_refused(random: np.random.Generator) -> None:
+    variance = np.array([1, 0, -0.75, 2], np.float32)
+    assert damaged(random, bn_var=variance) == (
+        "BatchNormalization node 'node_y': has the variance + epsilon -0.25 in a channel; expected positive ones: "
+        "export the model again, from a checkpoint that is not damaged"
+    )
+
+
+def test_parameters_that_do_not_fit_the_channels_are_refused(random: np.random.Generator) -> None:
+    assert damaged(random, bn_mean=np.zeros(1, np.float32)) == (
+        "BatchNormalization node 'node_y': has 4, 4, 1, 4 parameters; expected 4, one for each channel: export the "
+        "model again"
+    )
+    assert damaged(random, b=np.zeros(6, np.float32)) == (
+        "Conv node 'node_c': has 6 parameters; expected 4, one for each channel: export the model again"
+    )

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from engine.backends import OnnxRuntimeCpu
-from engine.errors import ModelError, OptionError
+from engine.errors import EngineError, ModelError, OptionError
 from engine.export.source import IR_VERSION, load_source
 from tests.export.networks import BATCH, image_input, network, node, small_cnn, weight, written
 from tests.export.rules.gradients import error, runtime
@@ -115,6 +115,75 @@ def test_model_that_breaks_the_specification(kernel: np.ndarray, tmp_path: Path)
         "is not a valid ONNX model: No Op registered for Convolve with domain_version of 17: Bad node spec for node. "
         f"Name: node_maps OpType: Convolve{CHECKED}"
     )
+
+
+def test_name_that_is_no_text(kernel: np.ndarray, tmp_path: Path) -> None:
+    data = classifier(kernel).SerializeToString().replace(b"node_mean", b"node_\xeeean")
+    assert refusal(data, tmp_path) == (
+        f"is not a valid ONNX model: onnx.NodeProto.name b'node_\\xeeean' is no UTF-8{CHECKED}"
+    )
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant"])
+def test_tensor_that_holds_more_than_its_shape(place: str, kernel: np.ndarray, tmp_path: Path) -> None:
+    model = classifier(kernel)
+    if place == "constant":
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=model.graph.initializer[0]))
+        del model.graph.initializer[:]
+        tensor = model.graph.node[0].attribute[0].t
+    else:
+        tensor = model.graph.initializer[0]
+    tensor.raw_data += bytes(4)
+    assert refusal(model, tmp_path) == (
+        f"is not a valid ONNX model: tensor 'w': cannot reshape array of size 16 into shape (5,3,1,1){CHECKED}"
+    )
+
+
+def test_type_that_is_none(kernel: np.ndarray, tmp_path: Path) -> None:
+    model = classifier(kernel)
+    model.graph.value_info.append(image_input([BATCH, 5, 8, 8], "maps", dtype=99))
+    assert refusal(model, tmp_path) == f"is not a valid ONNX model: 99 is not a valid DataType{CHECKED}"
+
+
+def test_node_that_cannot_be_computed_from_its_constants(kernel: np.ndarray, tmp_path: Path) -> None:
+    nodes = [node("Reshape", "flat shape", "w"), node("Conv", "x w", "maps"), *HEAD]
+    constants = {"flat": kernel.ravel(), "shape": np.array([5, 3, 1, 1], np.int64)}
+    model = network(nodes, constants, outputs="logits")
+    model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.array([5, 4, 1, 1], np.int64), "shape"))
+    assert refusal(model, tmp_path) == (
+        "Reshape node 'node_w': cannot be computed from its constants: cannot reshape array of size 15 into shape "
+        "(5,4,1,1); export the model again"
+    )
+
+
+def test_reason_of_many_lines_is_cut_short(random: np.random.Generator, tmp_path: Path) -> None:
+    model = small_cnn(random)
+    model.graph.node[0].attribute[0].ints.append(1)
+    message = refusal(model, tmp_path)
+    assert message.startswith(
+        "is not a valid ONNX model: [ShapeInferenceError] Inference error(s): (op_type:Conv, node name: node_conv1): "
+        "[ShapeInferenceError] Attribute pads has incorrect size (op_type:BatchNormalization, node name: node_bn1): "
+    )
+    assert message.endswith(" …; expected nodes whose shapes agree: export the model again")
+    assert len(message) < 400
+
+
+def test_random_bits_of_the_file(random: np.random.Generator, tmp_path: Path) -> None:
+    """Each gives another model, or is refused in one line."""
+    right = small_cnn(random, ending="Softmax").SerializeToString()
+    path, refused = tmp_path / "model.onnx", 0
+    for position in random.integers(1200, size=200).tolist():  # where the nodes are; most else is weights
+        data = bytearray(right)
+        data[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(data)
+        try:
+            load_source(path)
+        except EngineError as err:
+            message, refused = str(err), refused + 1
+            if message.startswith(f"{path}: ") and "\n" not in message and len(message) < 1000:
+                continue
+            pytest.fail(message)
+    assert 50 < refused < 200
 
 
 def test_weights_beside_the_file(random: np.random.Generator, tmp_path: Path) -> None:
