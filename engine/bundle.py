@@ -19,6 +19,7 @@ LARGEST_MANIFEST_BYTES = 8 * 2**20
 OLD = ".old-"
 """Between the name of a bundle and a number: where the old one lies while two renames replace it."""
 SCHEMA_VERSION = 1
+_UNSEALED = "0" * 64
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 _LONGEST_QUOTE = 200
 _MOST_ERRORS = 100  # to find millions takes a minute
@@ -130,6 +131,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def seal(manifest: Mapping[str, object]) -> bytes:
+    """Return a manifest as JSON, with its own SHA-256: that of the same bytes with 64 zeros in place of the hash."""
+    text = json.dumps({**manifest, "sha256": _UNSEALED}, indent=2, ensure_ascii=False, sort_keys=True)
+    data = text.encode() + b"\n"
+    return data.replace(_stated(_UNSEALED), _stated(hashlib.sha256(data).hexdigest()))
+
+
+def _stated(digest: str) -> bytes:
+    return f'"sha256": "{digest}"'.encode()
+
+
 def _read_manifest(path: Path):  # type: ignore[no-untyped-def]  # JSON, whose shape the schema has checked
     if not path.is_dir():
         found = "is not a folder" if path.exists() else "does not exist"
@@ -143,7 +155,8 @@ def _read_manifest(path: Path):  # type: ignore[no-untyped-def]  # JSON, whose s
                 f"{file}: holds {size} bytes; expected at most {LARGEST_MANIFEST_BYTES}: it is no manifest, export or "
                 "copy the bundle again"
             )
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        data = file.read_bytes()
+        manifest = json.loads(data.decode())
     except OSError as err:
         raise BundleError(f"{file}: cannot be read: {err.strerror}; copy it again") from err
     except (ValueError, RecursionError) as err:
@@ -164,6 +177,11 @@ def _read_manifest(path: Path):  # type: ignore[no-untyped-def]  # JSON, whose s
         raise BundleError(
             f"{file}: {_shortened(error.json_path)} does not fit the schema: {_shortened(error.message)}; export the "
             "model again"
+        )
+    unsealed = data.replace(_stated(manifest["sha256"]), _stated(_UNSEALED))
+    if hashlib.sha256(unsealed).hexdigest() != manifest["sha256"]:
+        raise BundleError(
+            f"{file}: does not have the SHA-256 that it states: it was changed, export or copy the bundle again"
         )
     return manifest
 

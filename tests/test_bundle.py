@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from engine.bundle import LARGEST_MANIFEST_BYTES, SCHEMA_VERSION, Layer, load_bundle, sha256_of
+from engine.bundle import LARGEST_MANIFEST_BYTES, SCHEMA_VERSION, Layer, load_bundle, seal, sha256_of
 from engine.errors import BundleError
 from engine.preprocess import Preprocess
 from tests.tiny_cnn import HEIGHT, LABELS, WIDTH
@@ -39,7 +40,7 @@ def refuses(bundle: Path, text: str) -> None:
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     change(manifest)
-    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (bundle / "manifest.json").write_bytes(seal(manifest))
 
 
 def test_values(tiny_bundle: Path) -> None:
@@ -367,9 +368,33 @@ def test_a_manifest_beyond_the_bound_is_not_read(bundle: Path) -> None:
 
 
 def test_a_manifest_at_the_bound_is_read(bundle: Path) -> None:
-    text = (bundle / "manifest.json").read_text(encoding="utf-8")
-    (bundle / "manifest.json").write_text(text.ljust(LARGEST_MANIFEST_BYTES), encoding="utf-8")
+    label = LARGEST_MANIFEST_BYTES - (bundle / "manifest.json").stat().st_size
+    edit(bundle, lambda manifest: manifest["labels"].__setitem__(0, manifest["labels"][0] + "x" * label))
+    assert (bundle / "manifest.json").stat().st_size == LARGEST_MANIFEST_BYTES
     assert load_bundle(bundle).classes == 5
+
+
+def test_the_manifests_own_hash(bundle: Path) -> None:
+    data = (bundle / "manifest.json").read_bytes()
+    stated = json.loads(data)["sha256"].encode()
+    assert data.count(stated) == 1
+    assert hashlib.sha256(data.replace(stated, b"0" * 64)).hexdigest().encode() == stated
+
+
+def test_a_manifest_with_any_bit_flipped_is_refused(bundle: Path, random: np.random.Generator) -> None:
+    """Of labels, means and sizes too: the schema would take them, and the heatmap would be another."""
+    data = (bundle / "manifest.json").read_bytes()
+    for position in random.integers(len(data), size=300):
+        changed = bytearray(data)
+        changed[position] ^= 1 << int(random.integers(8))
+        (bundle / "manifest.json").write_bytes(changed)
+        with pytest.raises(BundleError, match=r"tiny\.ada/manifest\.json: ") as caught:
+            load_bundle(bundle)
+        assert "\n" not in str(caught.value)
+    label = data.replace(b"tabby cat", b"tabby bat")
+    (bundle / "manifest.json").write_bytes(label)
+    text = "does not have the SHA-256 that it states: it was changed, export or copy the bundle again"
+    refuses(bundle, f"{bundle / 'manifest.json'}: {text}")
 
 
 def test_a_manifest_with_millions_of_errors_is_refused_for_the_first_of_them(bundle: Path) -> None:

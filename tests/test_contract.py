@@ -11,7 +11,7 @@ import pytest
 
 import engine
 from engine.backends import OnnxRuntimeCpu, Tensor
-from engine.bundle import sha256_of
+from engine.bundle import seal, sha256_of
 from engine.contract import expect_contract
 from engine.errors import BundleError
 
@@ -33,7 +33,7 @@ def edit(bundle: Path, change: Callable[[Any], object]) -> None:
     change(manifest)
     for name, facts in manifest["files"].items():
         facts.update(sha256=sha256_of(bundle / name), size_bytes=(bundle / name).stat().st_size)
-    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (bundle / "manifest.json").write_bytes(seal(manifest))
 
 
 def refuses(bundle: Path, text: str) -> None:

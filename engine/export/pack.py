@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from engine.bundle import LARGEST_MANIFEST_BYTES, MANIFEST, OLD, sha256_of
+from engine.bundle import LARGEST_MANIFEST_BYTES, MANIFEST, OLD, seal, sha256_of
 from engine.errors import BundleError
 from engine.export.exchange import exchange
 
@@ -63,7 +63,7 @@ def write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
-    """Write the manifest, with the size and hash of every file that is in the folder.
+    """Write the manifest, with the size and hash of every file that is in the folder, and its own hash.
 
     Raises:
         BundleError: It would be larger than what is loaded.
@@ -71,8 +71,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
     listed = {
         file.name: {"sha256": sha256_of(file), "size_bytes": file.stat().st_size} for file in sorted(folder.iterdir())
     }
-    text = json.dumps({**manifest, "files": listed}, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-    data = text.encode()
+    data = seal({**manifest, "files": listed})
     if len(data) > LARGEST_MANIFEST_BYTES:
         raise BundleError(
             f"{MANIFEST}: would hold {len(data)} bytes; expected at most {LARGEST_MANIFEST_BYTES}: shorten the labels"
