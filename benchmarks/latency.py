@@ -190,10 +190,12 @@ def rivals(
     image, measured = torch.from_numpy(x), {}
 
     def timed(network: torch_eager.Network, forward: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
-        batch = image.repeat(_TORCH_BATCH, 1, 1, 1).contiguous(memory_format=network.memory_format)
         began = time.perf_counter()
-        with torch.inference_mode():
-            (forward or network)(batch)
+        with (
+            torch.inference_mode()
+        ):  # also for the batch: a compiled network is compiled again for another kind of tensor
+            batch = image.repeat(_TORCH_BATCH, 1, 1, 1).contiguous(memory_format=network.memory_format)
+            (network if forward is None else forward)(batch)
         warm_up_s = time.perf_counter() - began  # a compiled network compiles now
         options: dict[str, Any] = {"activation": result.activation, "batch": _TORCH_BATCH, "forward": forward}
         found = [torch_eager.explain(network, image, result.target, **options) for _ in range(repeats)]
