@@ -33,7 +33,7 @@ from benchmarks.pairs import alternate, spread, summary
 from engine.backends.onnxruntime_cpu import session_options
 
 _LOADS = 3
-_OTHER_MASKS = 0.01  # the share by which the selections may differ: gradients of two runtimes flip single ReLUs
+_OTHER_MASKS = 0.01  # of the masks; measured: 1 of 827 of ResNet-50, whose average gradients differ by 1e-2
 _SCORES = 1e-3
 _HEATMAP_MEAN = 1e-3
 _TORCH_BATCH = 32
@@ -120,7 +120,10 @@ def compare_speed(subject: subjects.Subject, threads: int, batch: int, pairs: in
     row["layers"] = [{"channels": layer.channels, "scored": layer.scored} for layer in result.layers]
     network = subject.network(torch.channels_last)
     assert network is not None
-    twin = torch_eager.explain(network, torch.from_numpy(x), result.target, activation=result.activation)
+    own = [torch.from_numpy(layer.selected_channels) for layer in result.layers]
+    twin = torch_eager.explain(
+        network, torch.from_numpy(x), result.target, activation=result.activation, batch=_TORCH_BATCH, channels=own
+    )
     row["agreement"] = compare(result, twin)
     del network
 
@@ -138,24 +141,29 @@ def compare_speed(subject: subjects.Subject, threads: int, batch: int, pairs: in
 
 
 def compare(result: engine.Explanation, twin: torch_eager.TorchExplanation) -> dict[str, float]:
-    """How far the engine and torch differ; raises where that is not one method in two roundings."""
-    only, differences, common = 0, [0.0], 0
-    for layer, channels, scores in zip(result.layers, twin.channels, twin.scores, strict=True):
-        found = dict(zip(layer.selected_channels.tolist(), layer.scores.tolist(), strict=True))
-        found = {channel: score for channel, score in found.items() if not np.isnan(score)}
-        expected = dict(zip(channels.tolist(), scores.tolist(), strict=True))
-        only += len(found.keys() ^ expected.keys())
-        common += len(found.keys() & expected.keys())
-        differences += [abs(found[channel] - expected[channel]) for channel in found.keys() & expected.keys()]
+    """How far the engine and torch differ; raises where that is not one method in two roundings.
+
+    Args:
+        result: What the engine found.
+        twin: What torch found for the engine's channels. Its own may be others by a few: the float32 gradients of two
+            runtimes flip single ReLUs, and one mask more in a shallow layer changes the whole heatmap.
+    """
+    others, differences = 0, [np.zeros(1)]
+    for layer, selected, channels, scores in zip(result.layers, twin.selected, twin.channels, twin.scores, strict=True):
+        others += len(set(layer.selected_channels.tolist()) ^ set(selected.tolist()))
+        scored = ~np.isnan(layer.scores)
+        if layer.selected_channels[scored].tolist() != channels.tolist():
+            raise ValueError(f"layer {layer.name!r}: the engine and torch disagree on which maps are flat")
+        differences.append(np.abs(layer.scores[scored] - scores.numpy()))
     mean = float(np.abs(result.heatmap - twin.heatmap.numpy()).mean())
-    largest = float(np.max(differences))
-    if not (common > 0 and only <= _OTHER_MASKS * common and largest <= _SCORES and mean <= _HEATMAP_MEAN):
+    largest = float(np.concatenate(differences).max())
+    if not (others <= _OTHER_MASKS * result.scored and largest <= _SCORES and mean <= _HEATMAP_MEAN):
         raise ValueError(
-            f"the engine and torch disagree: {only} masks of one and not the other beside {common} of both (allowed "
-            f"{_OTHER_MASKS:.0%}), scores by {largest:.1e} (allowed {_SCORES:.0e}), the heatmap by "
+            f"the engine and torch disagree: {others} of {result.scored} masks selected by one and not the other "
+            f"(allowed {_OTHER_MASKS:.0%}), scores by {largest:.1e} (allowed {_SCORES:.0e}), the heatmap by "
             f"{mean:.1e} in the mean (allowed {_HEATMAP_MEAN:.0e})"
         )
-    return {"other_masks": only, "scores": largest, "heatmap_mean": mean}
+    return {"other_masks": others, "scores": largest, "heatmap_mean": mean}
 
 
 def bare(graph: Path, shape: tuple[int, ...], images: int, batch: int, threads: int) -> Callable[[], float]:
@@ -182,10 +190,12 @@ def rivals(
     image, measured = torch.from_numpy(x), {}
 
     def timed(network: torch_eager.Network, forward: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
-        batch = image.repeat(_TORCH_BATCH, 1, 1, 1).contiguous(memory_format=network.memory_format)
         began = time.perf_counter()
-        with torch.inference_mode():
-            (forward or network)(batch)
+        with (
+            torch.inference_mode()
+        ):  # also for the batch: a compiled network is compiled again for another kind of tensor
+            batch = image.repeat(_TORCH_BATCH, 1, 1, 1).contiguous(memory_format=network.memory_format)
+            (network if forward is None else forward)(batch)
         warm_up_s = time.perf_counter() - began  # a compiled network compiles now
         options: dict[str, Any] = {"activation": result.activation, "batch": _TORCH_BATCH, "forward": forward}
         found = [torch_eager.explain(network, image, result.target, **options) for _ in range(repeats)]

@@ -24,7 +24,8 @@ Its default layout is what most code runs; *channels last* is the faster one; `t
 the latter, and its compilation is not counted. ResNet-50 and VGG-16 are torchvision's modules with seeded random
 weights; the others exist as ONNX, which torch runs node by node, with the weights channels last.
 
-Before anything is timed, torch's selected channels, scores and heatmap are compared with the engine's.
+Before anything is timed, torch's selection is compared with the engine's, and for the engine's channels its scores and
+its heatmap.
 
 Memory is the peak of a process that loads the bundle and explains once, less the {start:.0f} MB with which the
 interpreter starts; it knows nothing of torch. Load is `engine.load`, hashes included, in the same process, the median

@@ -125,7 +125,8 @@ class TorchExplanation:
     Attributes:
         heatmap: float64 [H, W] from 0 to 1.
         target: The explained class.
-        channels: For each layer the scored channels, int64, the strongest average gradient first.
+        selected: For each layer the channels that the rule keeps, int64, the strongest average gradient first.
+        channels: For each layer the scored channels, int64.
         scores: For each layer their scores, float32.
         total_s: Seconds of the whole call.
         score_s: Seconds of the masks and their scoring.
@@ -133,6 +134,7 @@ class TorchExplanation:
 
     heatmap: Tensor
     target: int
+    selected: list[Tensor]
     channels: list[Tensor]
     scores: list[Tensor]
     total_s: float
@@ -152,6 +154,7 @@ def explain(
     activation: str,
     batch: int = 32,
     forward: Callable[[Tensor], Tensor] | None = None,
+    channels: Sequence[Tensor] | None = None,
 ) -> TorchExplanation:
     """Explain one class of one image.
 
@@ -163,13 +166,15 @@ def explain(
         batch: Masked images scored in one run of the network.
         forward: What scores the batches instead of `network`, and is given full ones only: a compiled network, which
             would be compiled again for another size.
+        channels: Channels of each layer to score instead of the selected ones, for a comparison mask by mask.
     """
     began = time.perf_counter()
     logits, tapped = network.tap(x.detach().clone())
     index = int(logits.argmax()) if target is None else target
     gradients = torch.autograd.grad(logits[0, index], tapped)
     maps = [layer.detach()[0] for layer in tapped]
-    chosen = [select(gradient[0].sum((1, 2))) for gradient in gradients]
+    selected = [select(gradient[0].sum((1, 2))) for gradient in gradients]
+    chosen = selected if channels is None else channels
     channels = [kept[~is_flat(layer[kept])] for layer, kept in zip(maps, chosen, strict=True)]
 
     tapped_at = time.perf_counter()
@@ -196,6 +201,7 @@ def explain(
     return TorchExplanation(
         heatmap=torch.zeros(x.shape[2:]) if heatmap is None else heatmap,
         target=index,
+        selected=selected,
         channels=channels,
         scores=scores,
         total_s=time.perf_counter() - began,

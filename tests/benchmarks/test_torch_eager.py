@@ -86,6 +86,19 @@ def test_the_rival_equals_the_reference(
     assert 0 < found.score_s <= found.total_s
 
 
+def test_other_channels_may_be_scored(network: TorchNetwork, x: np.ndarray) -> None:
+    given = [torch.tensor(kept) for kept in ([3, 1], [0], [5, 7, 2])]
+    image, rival = torch.from_numpy(x), InterpretedModel(network, LAYERS)
+    found = torch_eager.explain(rival, image, 2, activation="softmax", batch=4, channels=given)
+    maps = method.feature_maps(network, x, LAYERS)
+    for layer, kept in enumerate(given):
+        expected = method.score_masks(network, x, maps[layer][kept.numpy()], logits="logits")[:, 2]
+        np.testing.assert_allclose(found.scores[layer].numpy(), expected, atol=1e-6)
+    assert [kept.tolist() for kept in found.channels] == [[3, 1], [0], [5, 7, 2]]
+    own = torch_eager.explain(rival, image, 2, activation="softmax")
+    assert [kept.tolist() for kept in found.selected] == [kept.tolist() for kept in own.selected]
+
+
 def test_masks_are_batched_across_layers() -> None:
     maps = [torch.arange(2 * count * 4.0).reshape(2 * count, 2, 2).square() for count in (1, 3)]
     channels = [torch.tensor([1, 0]), torch.tensor([5, 2, 0])]
