@@ -6,15 +6,19 @@ file.
 """
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from engine.errors import ModelError, OptionError
+from engine.export.constants import LARGEST_TENSOR
 from engine.export.fold import fold_batch_normalization
 from engine.export.graph import static_shape
 from engine.export.layout import take_channels_first
@@ -28,6 +32,7 @@ from engine.export.widen import widen
 IR_VERSION = 10
 _INVALID = (DecodeError, onnx.checker.ValidationError, ValueError, OSError)
 _CHANNELS = (1, 3)
+Kind = TypeVar("Kind", bound=Message)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
@@ -110,7 +115,10 @@ def _load(path: Path, name: str, output: str | None, activation: str | None, siz
     opset = opset_of(proto)
     proto = modernise(proto)
     strip(proto)
-    model = ir.from_proto(proto)
+    try:
+        model = ir.from_proto(proto)
+    except ir.serde.SerdeError as err:
+        raise ModelError(f"is not a valid ONNX model: {err.__cause__ or err}") from err
     model.ir_version = IR_VERSION
     graph = model.graph
     chosen = _choose_output(graph, output)
@@ -121,6 +129,10 @@ def _load(path: Path, name: str, output: str | None, activation: str | None, siz
     half = widen(graph)
     batch, channels_last = _settle_input(graph, size)
     keep_only_outputs(model)
+    if not graph.inputs[0].uses():
+        raise ModelError(
+            f"output {chosen!r} does not depend on the input {graph.inputs[0].name!r}; expected a classifier"
+        )
     free_batch(model, batch or 1)
     graph.inputs[0].shape = ir.Shape([BATCH, *static_shape(graph.inputs[0])])
     settle_shapes(model)
@@ -168,6 +180,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
         raise ModelError(f"cannot be read: {err.strerror}; expected an ONNX file") from err
     try:
         proto = onnx.load_model(path, load_external_data=False)
+        _expect_text(proto)
         external = {_location(tensor) for tensor in proto.graph.initializer} - {None}
         onnx.load_external_data_for_model(proto, str(path.parent))
         onnx.checker.check_model(str(path))
@@ -178,10 +191,58 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
     for entry in proto.opset_import:
         if entry.domain == "ai.onnx":
             entry.domain = ""
+    _expect_readable(proto)
     for node in proto.graph.node:
         if node.domain == "ai.onnx":
             node.domain = ""
     return proto, digest.hexdigest()
+
+
+def _expect_readable(proto: onnx.ModelProto) -> None:
+    """Check that the numbers of every tensor in the file fill its shape, which onnx's checker does not.
+
+    Raises:
+        ModelError: There are more or fewer, or of an unknown type.
+    """
+    for tensor in _messages(proto, onnx.TensorProto):
+        try:
+            fits = ir.from_proto(tensor).numpy().shape == tuple(tensor.dims)
+            reason = "a size is negative"
+        except (TypeError, ValueError, RuntimeError) as err:
+            fits, reason = False, " ".join(str(err).split())
+        if not fits:
+            raise ModelError(
+                f"tensor {tensor.name!r} {list(tensor.dims)} of type {tensor.data_type} holds other data than it says: "
+                f"{reason}; expected numbers that fill its shape: the file is damaged, export the model again"
+            )
+
+
+def _expect_text(proto: onnx.ModelProto) -> None:
+    """Check that all names in the file are text.
+
+    Raises:
+        ModelError: One is not UTF-8, and protobuf has left it bytes.
+    """
+    for message in _messages(proto, Message):
+        for field, value in message.ListFields():
+            if field.type != field.TYPE_STRING:
+                continue
+            for entry in (value,) if isinstance(value, bytes | str) else value:
+                if isinstance(entry, bytes):
+                    raise ModelError(
+                        f"holds {entry[:100]!r} as {field.full_name}; expected text in UTF-8: the file is damaged, "
+                        "export the model again"
+                    )
+
+
+def _messages(message: Message, kind: type[Kind]) -> Iterator[Kind]:
+    """Yield a message and all those in it, as far as they are of one kind."""
+    if isinstance(message, kind):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for entry in (value,) if isinstance(value, Message) else value:
+                yield from _messages(entry, kind)
 
 
 def _expect_finite(graph: ir.Graph) -> None:
@@ -234,6 +295,10 @@ def _settle_input(graph: ir.Graph, size: tuple[int, ...] | None) -> tuple[int | 
     if image.shape is None or image.shape.rank() != 4:
         raise ModelError(f"input {found}; expected one image input of four axes, [N, C, H, W] or [N, H, W, C]")
     batch, *sizes = image.shape
+    if any(isinstance(own, int) and own < 1 for own in image.shape):
+        raise ModelError(f"input {found} has a size below 1; expected an image [N, C, H, W] or [N, H, W, C]")
+    if math.prod(own for own in image.shape if isinstance(own, int)) > LARGEST_TENSOR:
+        raise ModelError(f"input {found} is too large; expected at most {LARGEST_TENSOR} elements")
     channels_last = sizes[0] not in _CHANNELS and sizes[2] in _CHANNELS
     if channels_last:
         sizes = [sizes[2], *sizes[:2]]

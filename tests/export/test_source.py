@@ -96,6 +96,118 @@ def test_model_that_breaks_the_specification(kernel: np.ndarray, tmp_path: Path)
     assert "Convolve" in refusal(model, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"raw_data": bytes(61)}, "buffer size must be a multiple of element size"),
+        ({"raw_data": bytes(120)}, "cannot reshape array of size 30 into shape (5,3,1,1)"),
+        ({"data_type": 99}, "99 is not a valid DataType"),
+    ],
+    ids=["a byte more", "twice the numbers", "unknown type"],
+)
+def test_tensor_that_holds_other_data_than_it_says(
+    change: dict, reason: str, kernel: np.ndarray, tmp_path: Path
+) -> None:
+    model = classifier(kernel)
+    tensor = model.graph.initializer[0]
+    for field, value in change.items():
+        setattr(tensor, field, value)
+    assert refusal(model, tmp_path) == (
+        f"tensor 'w' [5, 3, 1, 1] of type {tensor.data_type} holds other data than it says: {reason}; expected numbers "
+        "that fill its shape: the file is damaged, export the model again"
+    )
+
+
+def test_name_that_is_no_text(kernel: np.ndarray, tmp_path: Path) -> None:
+    assert refusal(classifier(kernel).SerializeToString().replace(b"maps", b"map\xff"), tmp_path) == (
+        "holds b'map\\xff' as onnx.NodeProto.output; expected text in UTF-8: the file is damaged, export the model "
+        "again"
+    )
+
+
+def test_function_that_cannot_be_inlined(kernel: np.ndarray, tmp_path: Path) -> None:
+    model = classifier(kernel)
+    model.graph.node.insert(1, helper.make_node("Twice", ["conv"], ["maps"], domain="local"))
+    model.graph.node[0].output[0] = "conv"
+    twice = helper.make_function(
+        "local", "Twice", ["a"], ["b"], [node("Add", "a a", "b")], [helper.make_opsetid("", 18)]
+    )
+    model.functions.append(twice)
+    model.opset_import.add(domain="local", version=1)
+    assert refusal(model, tmp_path) == (
+        "cannot be simplified: Opset mismatch when inlining function 'local::Twice': domain '' has version 17 in the "
+        "model but version 18 in the function; export the model again"
+    )
+
+
+def test_node_of_constants_that_cannot_be_computed(kernel: np.ndarray, tmp_path: Path) -> None:
+    nodes = [node("Softplus", "w", "soft"), node("LRN", "soft", "normed", size=3), node("Conv", "x w", "maps"), *HEAD]
+    model = network(nodes, {"w": kernel}, outputs="logits")
+    model.graph.node[0].input[0] = "vector"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(6, np.float32), "vector"))
+    assert refusal(model, tmp_path) == (
+        "LRN node 'node_normed': cannot be computed from its constant inputs: LRN only applies on 4D tensors but shape "
+        "is (6,).; expected a node that fits them, by the ONNX specification"
+    )
+
+
+def test_logits_that_do_not_depend_on_the_image(kernel: np.ndarray, tmp_path: Path) -> None:
+    nodes = [node("Conv", "photo w", "maps"), *HEAD]
+    model = network(nodes, {"w": kernel, "photo": np.ones((1, 3, 8, 8))}, outputs="logits")
+    assert refusal(model, tmp_path) == "output 'logits' does not depend on the input 'x'; expected a classifier"
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ([-2, 3, 8, 8], "'x' [-2,3,8,8] has a size below 1; expected an image [N, C, H, W] or [N, H, W, C]"),
+        (["n", 3, 0, 8], "'x' [n,3,0,8] has a size below 1; expected an image [N, C, H, W] or [N, H, W, C]"),
+        (["n", 3, 1 << 20, 8192], "'x' [n,3,1048576,8192] is too large; expected at most 268435456 elements"),
+        ([1 << 40, 3, 8, 8], "'x' [1099511627776,3,8,8] is too large; expected at most 268435456 elements"),
+    ],
+)
+def test_size_of_the_image_that_cannot_be(shape: list, text: str, kernel: np.ndarray, tmp_path: Path) -> None:
+    model = classifier(kernel)
+    model.graph.input[0].CopyFrom(image_input(shape))
+    assert refusal(model, tmp_path) == f"input {text}"
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "sizes"),
+    [
+        ("MaxPool", {"kernel_shape": [2, 2**31]}, "5, 7, -2147483639"),
+        ("AveragePool", {"kernel_shape": [1, 1], "pads": [0, 0, 0, 2**31]}, "5, 8, 2147483656"),
+    ],
+)
+def test_size_of_a_tensor_that_cannot_be(
+    op: str, attributes: dict, sizes: str, kernel: np.ndarray, tmp_path: Path
+) -> None:
+    nodes = [node("Conv", "x w", "conv"), node(op, "conv", "maps", **attributes), *HEAD]
+    assert refusal(network(nodes, {"w": kernel}, outputs="logits"), tmp_path) == (
+        f"{op} node 'node_maps' makes 'maps' of shape [batch, {sizes}]; expected sizes of 0 and more, and at most "
+        "268435456 elements of one image: check its attributes and the image size"
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 32), (32, 8)])
+def test_image_smaller_than_a_kernel_whose_output_is_sliced(
+    size: tuple[int, int], random: np.random.Generator, tmp_path: Path
+) -> None:
+    nodes = [node("Conv", "x w", "conv"), node("Slice", "conv start end axis", "maps"), *HEAD]
+    arguments = {"start": np.array([0]), "end": np.array([4]), "axis": np.array([2])}
+    weights = {"w": weight(random, 5, 3, 11, 11)} | arguments
+    model = network(nodes, weights, inputs=[image_input([BATCH, 3, "height", "width"])], outputs="logits")
+    path = written(model, tmp_path)
+    assert load_source(path, activation="softmax", size=(32, 32)).image_shape == (3, 32, 32)
+    with pytest.raises(ModelError) as caught:
+        load_source(path, activation="softmax", size=size)
+    shape = ", ".join(str(length - 10) for length in size)
+    assert str(caught.value) == (
+        f"{path}: Conv node 'node_conv' makes 'conv' of shape [1, 5, {shape}]; expected sizes of 0 and more, and at "
+        "most 268435456 elements of one image: check its attributes and the image size"
+    )
+
+
 def test_weights_beside_the_file(random: np.random.Generator, tmp_path: Path) -> None:
     model = small_cnn(random)
     apart = onnx.ModelProto()
@@ -141,6 +253,16 @@ def test_pool_with_a_window_in_the_padding_alone(opset: int, kernel: np.ndarray,
 def test_new_opset(opset: int, kernel: np.ndarray, tmp_path: Path) -> None:
     source = load_source(written(classifier(kernel, opset=opset), tmp_path), activation="none")
     assert source.opset == opset
+
+
+def test_shapes_that_contradict_the_converter(kernel: np.ndarray, tmp_path: Path) -> None:
+    model = classifier(kernel, opset=11)
+    model.ir_version = 3
+    model.graph.input.append(image_input([3, 1, 1], "w"))
+    assert refusal(model, tmp_path) == (
+        "onnx.version_converter: cannot be converted from opset 11 to 17: [ShapeInferenceError] Inferred shape and "
+        "existing shape differ in rank: (4) vs (3); export the model again with opset 17 or newer"
+    )
 
 
 def test_opset_of_the_domain_s_full_name(kernel: np.ndarray, tmp_path: Path) -> None:
