@@ -12,12 +12,27 @@
     ├── OptionError              an option that has no meaning, or that contradicts another
     └── CancelledError           the caller asked an explanation to stop
 
-Every message names its subject, what was received, what was expected and what to do.
+Every message names its subject, what was received, what was expected and what to do, on one line. What it quotes from a
+file may be hostile: whatever would break the line, or steer the terminal that prints it, is escaped, and an endless
+name is cut out of the middle.
 """
+
+_LONGEST_MESSAGE = 2000
 
 
 class EngineError(Exception):
-    """Base of all errors that a user can cause and can mend."""
+    """Base of all errors that a user can cause and can mend.
+
+    Args:
+        message: What went wrong.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+        if len(line) > _LONGEST_MESSAGE:
+            half = _LONGEST_MESSAGE // 2
+            line = f"{line[:half]} … {line[-half:]}"
+        super().__init__(line)
 
 
 class ModelError(EngineError):

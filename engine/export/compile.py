@@ -24,7 +24,7 @@ from engine.export.pack import new_bundle, write_graphs, write_manifest
 from engine.export.source import Source, load_source
 from engine.export.split import Block, split
 from engine.export.torch_module import write_onnx
-from engine.export.verify import Verification, verify
+from engine.export.verify import Verification, expect_runnable, verify
 from engine.image import prepare
 from engine.preprocess import Preprocess
 
@@ -100,6 +100,7 @@ def export(
         settings = _read_preprocess(preprocess, source)
         image = _read_photo(photo, settings, source)
         names = _read_labels(labels, source)
+        expect_runnable(source)
         step("cut, split, differentiate, link")
         try:
             points = feature_layers(source.model.graph, layers)

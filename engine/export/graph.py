@@ -130,8 +130,14 @@ def float_attribute(node: ir.Node, name: str, default: float) -> float:
 
 
 def string_attribute(node: ir.Node, name: str, default: str) -> str:
-    """Return a string attribute or its default of the ONNX specification."""
+    """Return a string attribute or its default of the ONNX specification.
+
+    Raises:
+        ModelError: It is no text.
+    """
     attribute = node.attributes.get(name)
+    if attribute is not None and not isinstance(attribute.value, str):
+        raise ModelError(f"{describe(node)}: its attribute {name!r} is {attribute.value!r}; expected text in UTF-8")
     return default if attribute is None else attribute.as_string()
 
 

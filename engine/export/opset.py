@@ -7,6 +7,13 @@ from onnx import helper, numpy_helper
 from engine.errors import ModelError
 from engine.export.simplify import unique_name
 
+_REFUSALS = (
+    RuntimeError,
+    ValueError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    onnx.version_converter.ConvertError,
+)
 OLDEST_OPSET = 11
 WORKING_OPSET = 17
 """The oldest opset that the exporter works on; files of older ones are converted to it."""
@@ -40,7 +47,7 @@ def modernise(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError(f"has opset {opset}; expected {OLDEST_OPSET} or newer: export the model again")
     try:
         return onnx.version_converter.convert_version(proto, WORKING_OPSET)
-    except (RuntimeError, ValueError) as err:
+    except _REFUSALS as err:
         node = _culprit(proto)
         subject = "onnx.version_converter" if node is None else f"{node.op_type} node {node.name or node.output[0]!r}"
         raise ModelError(
@@ -103,7 +110,10 @@ def _by_instance(node: onnx.NodeProto, graph: onnx.GraphProto, taken: set[str | 
 
 def _culprit(proto: onnx.ModelProto) -> onnx.NodeProto | None:
     """Return the first node that the converter refuses when it is a model of its own."""
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto).graph
+    except _REFUSALS:
+        return None
     constants = {tensor.name: tensor for tensor in inferred.initializer}
     values = {value.name: value for value in (*inferred.value_info, *inferred.input, *inferred.output)}
     for node in inferred.node:
@@ -118,6 +128,6 @@ def _culprit(proto: onnx.ModelProto) -> onnx.NodeProto | None:
         model = onnx.helper.make_model(alone, opset_imports=proto.opset_import, ir_version=proto.ir_version)
         try:
             onnx.version_converter.convert_version(model, WORKING_OPSET)
-        except (RuntimeError, ValueError):
+        except _REFUSALS:
             return node
     return None

@@ -6,16 +6,16 @@ Reshape, Expand and Resize; files traced with a dynamic batch compute these argu
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
 from engine.errors import ModelError
+from engine.export.constants import LARGEST_TENSOR, compute
 from engine.export.graph import GraphBuilder, describe, from_image, input_at
 from engine.export.simplify import is_random, keep_only_outputs, simplify
 from engine.export.windows import kernel_shape, windows_of
@@ -122,6 +122,7 @@ def _infer(model: ir.Model, batch: int) -> Inference:
     known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     arithmetic: dict[str, NDArray[np.generic]] = {}
     while True:
+        _expect_sizes(proto)
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True).graph
         values = {
             value.name: ir.serde.deserialize_value_info_proto(value, None)
@@ -137,6 +138,39 @@ def _infer(model: ir.Model, batch: int) -> Inference:
         left = [node for node in proto.graph.node if not outcomes.keys() & set(node.output)]
         del proto.graph.node[:]
         proto.graph.node.extend(left)
+
+
+def _expect_sizes(proto: onnx.ModelProto) -> None:
+    """Check that no size is negative, as those of images smaller than a kernel are.
+
+    onnx's inference gives such sizes without a word, and then ends the process at a Slice of one (measured: onnx 1.23).
+    So shapes are inferred as if every Slice took everything.
+
+    Raises:
+        ModelError: A size is negative.
+    """
+    if not any(node.op_type == "Slice" for node in proto.graph.node):
+        return
+    whole = onnx.ModelProto()
+    whole.CopyFrom(proto)
+    for node in whole.graph.node:
+        if node.op_type == "Slice":
+            node.op_type = "Identity"
+            del node.input[1:]
+    makers = {name: node for node in whole.graph.node for name in node.output}
+    for value in onnx.shape_inference.infer_shapes(whole, data_prop=True).graph.value_info:
+        sizes = [
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in value.type.tensor_type.shape.dim
+        ]
+        if any(isinstance(size, int) and size < 0 for size in sizes):
+            raise _impossible(f"{makers[value.name].op_type} node {makers[value.name].name!r}", value.name, sizes)
+
+
+def _impossible(subject: str, name: str | None, sizes: Sequence[object]) -> ModelError:
+    return ModelError(
+        f"{subject} makes {name!r} of shape [{', '.join(map(_shown, sizes))}]; expected sizes of 0 and more, and at "
+        f"most {LARGEST_TENSOR} elements of one image: check its attributes and the image size"
+    )
 
 
 def _without_weights(model: ir.Model, batch: int) -> onnx.ModelProto:
@@ -182,11 +216,10 @@ def _evaluated(
             continue
         else:
             feeds = {name: values[name] for name in node.input if name}
-        outcomes = ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
-        for name, outcome in zip(node.output, outcomes, strict=True):
-            values[name] = np.asarray(outcome)
+        for name, outcome in zip(node.output, compute(node, feeds, opset), strict=True):
+            values[name] = outcome
             shaped.add(name)
-            yield name, values[name]
+            yield name, outcome
 
 
 def _is_large(sizes: tuple[int, ...] | None) -> bool:
@@ -282,6 +315,9 @@ def _settled(
         reason = foreign if node.domain else f"makes {value.name!r} of unknown shape"
         raise ModelError(f"{describe(node)}: {reason}; expected standard operators whose shapes ONNX can infer")
     sizes = tuple(found.shape)
+    known = [int(size) for size in sizes[moving:] if isinstance(size, int)]
+    if min(known, default=1) < 0 or math.prod(known) > LARGEST_TENSOR:
+        raise _impossible(describe(node), value.name, sizes)
     if all(isinstance(size, int) for size in sizes):
         if not moving:
             return ir.Shape(sizes), found.type

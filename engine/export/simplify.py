@@ -2,13 +2,12 @@
 
 import re
 
-import numpy as np
 import onnx_ir as ir
 from google.protobuf.message import Message
-from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 from engine.errors import ModelError
+from engine.export.constants import compute
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
@@ -27,13 +26,20 @@ def strip(message: Message) -> None:
 
 
 def simplify(model: ir.Model) -> None:
-    """Inline functions, make all that is constant an initializer, drop what does nothing, and name every node."""
-    ir.passes.Sequential(
-        passes.InlinePass(),
-        passes.RemoveInitializersFromInputsPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.IdentityEliminationPass(),
-    )(model)
+    """Inline functions, make all that is constant an initializer, drop what does nothing, and name every node.
+
+    Raises:
+        ModelError: A function cannot be inlined, or a node of constants cannot be computed.
+    """
+    try:
+        ir.passes.Sequential(
+            passes.InlinePass(),
+            passes.RemoveInitializersFromInputsPass(),
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            passes.IdentityEliminationPass(),
+        )(model)
+    except ir.passes.PassError as err:
+        raise ModelError(f"cannot be simplified: {err.__cause__ or err}; export the model again") from err
     graph = model.graph
     _drop_dropout(graph)
     _fold_constants(graph, model.opset_imports[""])
@@ -103,15 +109,7 @@ def _fold_constants(graph: ir.Graph, opset: int) -> None:
         if quantized and node.op_type in _QUANTIZATION:
             continue
         arrays = {name: tensor.numpy() for name, tensor in inputs.items() if tensor is not None}
-        try:
-            outcomes = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset}).run(None, arrays)
-        except Exception as err:  # numpy and onnx raise whatever a node that makes no sense leads them to
-            raise ModelError(
-                f"{node.op_type} node {node.name or node.outputs[0].name!r}: cannot be computed from its constants: "
-                f"{' '.join(str(err).split())}; export the model again"
-            ) from err
-        for output, outcome in zip(node.outputs, outcomes, strict=True):
-            array = np.asarray(outcome)
+        for output, array in zip(node.outputs, compute(ir.to_proto(node), arrays, opset), strict=True):
             tensor = ir.tensor(array, name=output.name)
             value = ir.Value(name=output.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
             value.const_value = tensor

@@ -6,9 +6,12 @@ file.
 """
 
 import hashlib
+import math
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -16,6 +19,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 
 from engine.errors import ModelError, OptionError
+from engine.export.constants import LARGEST_TENSOR
 from engine.export.fold import fold_batch_normalization
 from engine.export.graph import static_shape
 from engine.export.layout import take_channels_first
@@ -30,6 +34,7 @@ IR_VERSION = 10
 _INVALID = (DecodeError, onnx.checker.ValidationError, ValueError, OSError)
 _CHANNELS = (1, 3)
 _LONGEST_REASON = 300
+Kind = TypeVar("Kind", bound=Message)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
@@ -126,6 +131,10 @@ def _load(path: Path, name: str, output: str | None, activation: str | None, siz
     half = widen(graph)
     batch, channels_last = _settle_input(graph, size)
     keep_only_outputs(model)
+    if not graph.inputs[0].uses():
+        raise ModelError(
+            f"output {chosen!r} does not depend on the input {graph.inputs[0].name!r}; expected a classifier"
+        )
     free_batch(model, batch or 1)
     graph.inputs[0].shape = ir.Shape([BATCH, *static_shape(graph.inputs[0])])
     settle_shapes(model)
@@ -175,6 +184,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
         raise ModelError(f"cannot be read: {err.strerror}; expected an ONNX file") from err
     try:
         proto = onnx.load_model(path, load_external_data=False)
+        _expect_text(proto)
         external = {_location(tensor) for tensor in proto.graph.initializer} - {None}
         onnx.load_external_data_for_model(proto, str(path.parent))
         onnx.checker.check_model(proto if expand_group_normalization(proto) else str(path))
@@ -186,6 +196,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
     for entry in proto.opset_import:
         if entry.domain == "ai.onnx":
             entry.domain = ""
+    _expect_readable(proto)
     for node in proto.graph.node:
         if node.domain == "ai.onnx":
             node.domain = ""
@@ -203,23 +214,51 @@ def _invalid(err: BaseException) -> ModelError:
     )
 
 
-def _expect_readable(message: Message) -> None:
-    """Check what onnx's checker passes: that all texts are UTF-8, and that tensors have the size that they say.
+def _expect_readable(proto: onnx.ModelProto) -> None:
+    """Check that the numbers of every tensor in the file fill its shape, which onnx's checker does not.
 
     Raises:
-        ModelError: They are not.
+        ModelError: There are more or fewer, or of an unknown type.
     """
+    for tensor in _messages(proto, onnx.TensorProto):
+        try:
+            fits = ir.from_proto(tensor).numpy().shape == tuple(tensor.dims)
+            reason = "a size is negative"
+        except (TypeError, ValueError, RuntimeError) as err:
+            fits, reason = False, " ".join(str(err).split())
+        if not fits:
+            raise ModelError(
+                f"tensor {tensor.name!r} {list(tensor.dims)} of type {tensor.data_type} holds other data than it says: "
+                f"{reason}; expected numbers that fill its shape: the file is damaged, export the model again"
+            )
+
+
+def _expect_text(proto: onnx.ModelProto) -> None:
+    """Check that all names in the file are text.
+
+    Raises:
+        ModelError: One is not UTF-8, and protobuf has left it bytes.
+    """
+    for message in _messages(proto, Message):
+        for field, value in message.ListFields():
+            if field.type != field.TYPE_STRING:
+                continue
+            for entry in (value,) if isinstance(value, bytes | str) else value:
+                if isinstance(entry, bytes):
+                    raise ModelError(
+                        f"holds {entry[:100]!r} as {field.full_name}; expected text in UTF-8: the file is damaged, "
+                        "export the model again"
+                    )
+
+
+def _messages(message: Message, kind: type[Kind]) -> Iterator[Kind]:
+    """Yield a message and all those in it, as far as they are of one kind."""
+    if isinstance(message, kind):
+        yield message
     for field, value in message.ListFields():
-        for entry in value if field.is_repeated else (value,):
-            if field.type == field.TYPE_STRING and isinstance(entry, bytes):
-                raise _invalid(ValueError(f"{field.full_name} {entry!r} is no UTF-8"))
-            if isinstance(entry, onnx.TensorProto):
-                try:
-                    onnx.numpy_helper.to_array(entry)
-                except (ValueError, TypeError, KeyError) as err:
-                    raise _invalid(ValueError(f"tensor {entry.name!r}: {err}")) from err
-            elif isinstance(entry, Message):
-                _expect_readable(entry)
+        if field.message_type is not None:
+            for entry in (value,) if isinstance(value, Message) else value:
+                yield from _messages(entry, kind)
 
 
 def _expect_finite(graph: ir.Graph) -> None:
@@ -276,6 +315,10 @@ def _settle_input(graph: ir.Graph, size: tuple[int, ...] | None) -> tuple[int | 
     if image.shape is None or image.shape.rank() != 4:
         raise ModelError(f"input {found}; expected one image input of four axes, [N, C, H, W] or [N, H, W, C]")
     batch, *sizes = image.shape
+    if any(isinstance(own, int) and own < 1 for own in image.shape):
+        raise ModelError(f"input {found} has a size below 1; expected an image [N, C, H, W] or [N, H, W, C]")
+    if math.prod(own for own in image.shape if isinstance(own, int)) > LARGEST_TENSOR:
+        raise ModelError(f"input {found} is too large; expected at most {LARGEST_TENSOR} elements")
     channels_last = sizes[0] not in _CHANNELS and sizes[2] in _CHANNELS
     if channels_last:
         sizes = [sizes[2], *sizes[:2]]
@@ -283,15 +326,15 @@ def _settle_input(graph: ir.Graph, size: tuple[int, ...] | None) -> tuple[int | 
     if channels not in _CHANNELS:
         raise ModelError(f"input {found} has {channels} channels; expected 1 or 3, as [N, C, H, W] or [N, H, W, C]")
     if size is not None:
+        asked = "×".join(map(str, size))
+        if min(size) < 1:
+            raise OptionError(f"size {asked} has no pixels; expected whole numbers of at least 1")
         known = sizes[-len(size) :]
-        if any(isinstance(own, int) and own != asked for own, asked in zip(known, size, strict=True)):
-            asked = "×".join(map(str, size))
+        if any(isinstance(own, int) and own != wanted for own, wanted in zip(known, size, strict=True)):
             raise OptionError(f"size {asked} contradicts the input {found}; expected its own, or no size")
         spatial = list(size[-2:])
     if not all(isinstance(own, int) for own in spatial):
         raise ModelError(f"input {found} has no fixed image size; choose it with --size HEIGHTxWIDTH")
-    if any(isinstance(own, int) and own < 1 for own in spatial):
-        raise ModelError(f"input {found} has no pixels; expected sizes of at least 1: export the model again")
     image.shape = ir.Shape([batch, *spatial, channels] if channels_last else [batch, channels, *spatial])
     if channels_last:
         take_channels_first(graph)

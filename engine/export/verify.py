@@ -63,6 +63,23 @@ class Verification:
         }
 
 
+def expect_runnable(source: Source) -> None:
+    """Check that ONNX Runtime runs the source model, before anything is derived from it.
+
+    onnx's checker and shape inference pass many a broken attribute, such as groups that do not divide the channels.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model, or fails to run it.
+    """
+    try:
+        source.original.open(_runtime(source))(photo_like(source.image_shape, rows=1))
+    except BackendError as err:
+        raise ModelError(
+            f"{source.name}: {err}; expected a model that this runtime runs: export it again with an older opset, or "
+            "install a newer runtime"
+        ) from err
+
+
 def verify(
     source: Source,
     layers: Sequence[CutPoint],
@@ -86,7 +103,7 @@ def verify(
     Raises:
         VerificationError: A figure is outside its bound; the message names the graph.
     """
-    runtime = OnnxRuntimeCpu(optimize=not source.original.quantized)
+    runtime = _runtime(source)
     images = photo_like(source.image_shape, rows=3)
     step("forward")
     logits, forward_error, blocks_error = _verify_forward(runtime, source, blocks, folder, images)
@@ -125,14 +142,8 @@ def _verify_forward(
 ) -> tuple[NDArray[np.float32], float, float]:
     """Compare the forward graph and the blocks with the source; return the first image's logits and the errors."""
     batches = (images[:1], images)
-    try:
-        original = source.original.open(runtime)
-        expected = [original(batch) for batch in batches]
-    except BackendError as err:
-        raise ModelError(
-            f"{source.name}: {err}; expected a model that this runtime runs: export it again with an older opset, or "
-            "install a newer runtime"
-        ) from err
+    original = source.original.open(runtime)
+    expected = [original(batch) for batch in batches]
     del original
     forward = _network(runtime, folder / "forward.onnx")
     found = [forward(batch)[0] for batch in batches]
@@ -301,6 +312,10 @@ def _verify_rows(
                 f"{error:.2g} of their size; expected at most {ROWS_BOUND:g}. A gradient rule mixes the rows of a "
                 "batch; nothing was written"
             )
+
+
+def _runtime(source: Source) -> OnnxRuntimeCpu:
+    return OnnxRuntimeCpu(optimize=not source.original.quantized)
 
 
 def _share(difference: NDArray[np.float32], of: NDArray[np.float32]) -> float:

@@ -87,6 +87,7 @@ def windows_of(node: ir.Node, kernel: tuple[int, ...]) -> Windows:
     auto_pad = string_attribute(node, "auto_pad", "NOTSET")
     begin, end = resolve_pads(auto_pad, ints_attribute(node, "pads", (0, 0, 0, 0)), size, stride, extent)
     output = _pair(static_shape(result)[1:])
+    stride = _pair(1 if o == 1 else s for o, s in zip(output, stride, strict=True))  # one window goes nowhere
     outside = any((o - 1) * s >= n + b for o, s, n, b in zip(output, stride, size, begin, strict=True))
     if outside and int_attribute(node, "ceil_mode", 0) == 1:
         raise UnsupportedOpError(

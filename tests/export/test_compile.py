@@ -381,6 +381,20 @@ def test_options_that_do_not_fit(options: dict, kind: type[EngineError], text: s
     assert refusal(model, kind, **options).startswith(text.replace("MODEL", str(model)))
 
 
+@pytest.mark.parametrize("group", [0, -1, 3, 2**63 - 1])
+def test_what_onnx_runtime_does_not_run_is_refused_before_it_is_differentiated(
+    group: int, random: np.random.Generator, tmp_path: Path
+) -> None:
+    broken = small_cnn(random, ending="Softmax")
+    broken.graph.node[6].attribute[0].i = group
+    path = written(broken, tmp_path)
+    message = refusal(path, ModelError)
+    assert message.startswith(f"{path}: the source model: ONNX Runtime ")
+    assert message.endswith(
+        "; expected a model that this runtime runs: export it again with an older opset, or install a newer runtime"
+    )
+
+
 def test_output_that_does_not_exist(model: Path) -> None:
     message = refusal(model, ModelError, output_name="logit")
     assert message == f"{model}: has no output 'logit'; its outputs are scores"

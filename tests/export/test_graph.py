@@ -116,6 +116,13 @@ def test_attributes_and_their_defaults() -> None:
     assert float_attribute(read, "gamma", 0.1) == float(np.float32(0.1)) != 0.1
 
 
+def test_string_attribute_that_is_no_text() -> None:
+    pool = ir.Node("", "MaxPool", [value("x", 1)], [ir.Attr("auto_pad", ir.AttributeType.STRING, b"\xff")], name="pool")
+    text = r"MaxPool node 'pool': its attribute 'auto_pad' is b'\\xff'; expected text in UTF-8"
+    with pytest.raises(ModelError, match=f"^{text}$"):
+        string_attribute(pool, "auto_pad", "NOTSET")
+
+
 def test_builder_names_are_unique_and_avoid_the_graph_s() -> None:
     model = imported(network([node("Relu", "x", "g/Relu_0"), node("Relu", "g/Relu_0", "y")], {"g/constant_1": 1.0}))
     g = GraphBuilder(model.graph, "g")

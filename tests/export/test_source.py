@@ -117,13 +117,6 @@ def test_model_that_breaks_the_specification(kernel: np.ndarray, tmp_path: Path)
     )
 
 
-def test_name_that_is_no_text(kernel: np.ndarray, tmp_path: Path) -> None:
-    data = classifier(kernel).SerializeToString().replace(b"node_mean", b"node_\xeeean")
-    assert refusal(data, tmp_path) == (
-        f"is not a valid ONNX model: onnx.NodeProto.name b'node_\\xeeean' is no UTF-8{CHECKED}"
-    )
-
-
 @pytest.mark.parametrize("place", ["initializer", "constant"])
 def test_tensor_that_holds_more_than_its_shape(place: str, kernel: np.ndarray, tmp_path: Path) -> None:
     model = classifier(kernel)
@@ -135,7 +128,8 @@ def test_tensor_that_holds_more_than_its_shape(place: str, kernel: np.ndarray, t
         tensor = model.graph.initializer[0]
     tensor.raw_data += bytes(4)
     assert refusal(model, tmp_path) == (
-        f"is not a valid ONNX model: tensor 'w': cannot reshape array of size 16 into shape (5,3,1,1){CHECKED}"
+        "tensor 'w' [5, 3, 1, 1] of type 1 holds other data than it says: cannot reshape array of size 16 into shape "
+        "(5,3,1,1); expected numbers that fill its shape: the file is damaged, export the model again"
     )
 
 
@@ -151,8 +145,8 @@ def test_node_that_cannot_be_computed_from_its_constants(kernel: np.ndarray, tmp
     model = network(nodes, constants, outputs="logits")
     model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.array([5, 4, 1, 1], np.int64), "shape"))
     assert refusal(model, tmp_path) == (
-        "Reshape node 'node_w': cannot be computed from its constants: cannot reshape array of size 15 into shape "
-        "(5,4,1,1); export the model again"
+        "Reshape node 'node_w': cannot be computed from its constant inputs: cannot reshape array of size 15 into "
+        "shape (5,4,1,1); expected a node that fits them, by the ONNX specification"
     )
 
 
@@ -184,6 +178,118 @@ def test_random_bits_of_the_file(random: np.random.Generator, tmp_path: Path) ->
                 continue
             pytest.fail(message)
     assert 50 < refused < 200
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"raw_data": bytes(61)}, "buffer size must be a multiple of element size"),
+        ({"raw_data": bytes(120)}, "cannot reshape array of size 30 into shape (5,3,1,1)"),
+        ({"data_type": 99}, "99 is not a valid DataType"),
+    ],
+    ids=["a byte more", "twice the numbers", "unknown type"],
+)
+def test_tensor_that_holds_other_data_than_it_says(
+    change: dict, reason: str, kernel: np.ndarray, tmp_path: Path
+) -> None:
+    model = classifier(kernel)
+    tensor = model.graph.initializer[0]
+    for field, value in change.items():
+        setattr(tensor, field, value)
+    assert refusal(model, tmp_path) == (
+        f"tensor 'w' [5, 3, 1, 1] of type {tensor.data_type} holds other data than it says: {reason}; expected numbers "
+        "that fill its shape: the file is damaged, export the model again"
+    )
+
+
+def test_name_that_is_no_text(kernel: np.ndarray, tmp_path: Path) -> None:
+    assert refusal(classifier(kernel).SerializeToString().replace(b"maps", b"map\xff"), tmp_path) == (
+        "holds b'map\\xff' as onnx.NodeProto.output; expected text in UTF-8: the file is damaged, export the model "
+        "again"
+    )
+
+
+def test_function_that_cannot_be_inlined(kernel: np.ndarray, tmp_path: Path) -> None:
+    model = classifier(kernel)
+    model.graph.node.insert(1, helper.make_node("Twice", ["conv"], ["maps"], domain="local"))
+    model.graph.node[0].output[0] = "conv"
+    twice = helper.make_function(
+        "local", "Twice", ["a"], ["b"], [node("Add", "a a", "b")], [helper.make_opsetid("", 18)]
+    )
+    model.functions.append(twice)
+    model.opset_import.add(domain="local", version=1)
+    assert refusal(model, tmp_path) == (
+        "cannot be simplified: Opset mismatch when inlining function 'local::Twice': domain '' has version 17 in the "
+        "model but version 18 in the function; export the model again"
+    )
+
+
+def test_node_of_constants_that_cannot_be_computed(kernel: np.ndarray, tmp_path: Path) -> None:
+    nodes = [node("Softplus", "w", "soft"), node("LRN", "soft", "normed", size=3), node("Conv", "x w", "maps"), *HEAD]
+    model = network(nodes, {"w": kernel}, outputs="logits")
+    model.graph.node[0].input[0] = "vector"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(6, np.float32), "vector"))
+    assert refusal(model, tmp_path) == (
+        "LRN node 'node_normed': cannot be computed from its constant inputs: LRN only applies on 4D tensors but shape "
+        "is (6,).; expected a node that fits them, by the ONNX specification"
+    )
+
+
+def test_logits_that_do_not_depend_on_the_image(kernel: np.ndarray, tmp_path: Path) -> None:
+    nodes = [node("Conv", "photo w", "maps"), *HEAD]
+    model = network(nodes, {"w": kernel, "photo": np.ones((1, 3, 8, 8))}, outputs="logits")
+    assert refusal(model, tmp_path) == "output 'logits' does not depend on the input 'x'; expected a classifier"
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ([-2, 3, 8, 8], "'x' [-2,3,8,8] has a size below 1; expected an image [N, C, H, W] or [N, H, W, C]"),
+        (["n", 3, 0, 8], "'x' [n,3,0,8] has a size below 1; expected an image [N, C, H, W] or [N, H, W, C]"),
+        (["n", 3, 1 << 20, 8192], "'x' [n,3,1048576,8192] is too large; expected at most 268435456 elements"),
+        ([1 << 40, 3, 8, 8], "'x' [1099511627776,3,8,8] is too large; expected at most 268435456 elements"),
+    ],
+)
+def test_size_of_the_image_that_cannot_be(shape: list, text: str, kernel: np.ndarray, tmp_path: Path) -> None:
+    model = classifier(kernel)
+    model.graph.input[0].CopyFrom(image_input(shape))
+    assert refusal(model, tmp_path) == f"input {text}"
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "sizes"),
+    [
+        ("MaxPool", {"kernel_shape": [2, 2**31]}, "5, 7, -2147483639"),
+        ("AveragePool", {"kernel_shape": [1, 1], "pads": [0, 0, 0, 2**31]}, "5, 8, 2147483656"),
+    ],
+)
+def test_size_of_a_tensor_that_cannot_be(
+    op: str, attributes: dict, sizes: str, kernel: np.ndarray, tmp_path: Path
+) -> None:
+    nodes = [node("Conv", "x w", "conv"), node(op, "conv", "maps", **attributes), *HEAD]
+    assert refusal(network(nodes, {"w": kernel}, outputs="logits"), tmp_path) == (
+        f"{op} node 'node_maps' makes 'maps' of shape [batch, {sizes}]; expected sizes of 0 and more, and at most "
+        "268435456 elements of one image: check its attributes and the image size"
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 32), (32, 8)])
+def test_image_smaller_than_a_kernel_whose_output_is_sliced(
+    size: tuple[int, int], random: np.random.Generator, tmp_path: Path
+) -> None:
+    nodes = [node("Conv", "x w", "conv"), node("Slice", "conv start end axis", "maps"), *HEAD]
+    arguments = {"start": np.array([0]), "end": np.array([4]), "axis": np.array([2])}
+    weights = {"w": weight(random, 5, 3, 11, 11)} | arguments
+    model = network(nodes, weights, inputs=[image_input([BATCH, 3, "height", "width"])], outputs="logits")
+    path = written(model, tmp_path)
+    assert load_source(path, activation="softmax", size=(32, 32)).image_shape == (3, 32, 32)
+    with pytest.raises(ModelError) as caught:
+        load_source(path, activation="softmax", size=size)
+    shape = ", ".join(str(length - 10) for length in size)
+    assert str(caught.value) == (
+        f"{path}: Conv node 'node_conv' makes 'conv' of shape [1, 5, {shape}]; expected sizes of 0 and more, and at "
+        "most 268435456 elements of one image: check its attributes and the image size"
+    )
 
 
 def test_weights_beside_the_file(random: np.random.Generator, tmp_path: Path) -> None:
@@ -231,6 +337,16 @@ def test_pool_with_a_window_in_the_padding_alone(opset: int, kernel: np.ndarray,
 def test_new_opset(opset: int, kernel: np.ndarray, tmp_path: Path) -> None:
     source = load_source(written(classifier(kernel, opset=opset), tmp_path), activation="none")
     assert source.opset == opset
+
+
+def test_shapes_that_contradict_the_converter(kernel: np.ndarray, tmp_path: Path) -> None:
+    model = classifier(kernel, opset=11)
+    model.ir_version = 3
+    model.graph.input.append(image_input([3, 1, 1], "w"))
+    assert refusal(model, tmp_path) == (
+        "onnx.version_converter: cannot be converted from opset 11 to 17: [ShapeInferenceError] Inferred shape and "
+        "existing shape differ in rank: (4) vs (3); export the model again with opset 17 or newer"
+    )
 
 
 def test_opset_of_the_domain_s_full_name(kernel: np.ndarray, tmp_path: Path) -> None:
@@ -628,13 +744,12 @@ def test_constant_node_that_is_not_finite_is_named(kernel: np.ndarray, tmp_path:
     assert refusal(model, tmp_path) == f"Constant node 'kernel' {expected}"
 
 
-@pytest.mark.parametrize("size", [0, -5])
-def test_images_without_pixels(size: int, kernel: np.ndarray, tmp_path: Path) -> None:
-    model = classifier(kernel)
-    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = size
-    assert refusal(model, tmp_path) == (
-        f"input 'x' [batch,3,8,{size}] has no pixels; expected sizes of at least 1: export the model again"
-    )
+@pytest.mark.parametrize("size", [(0, 8), (-5, 8), (3, 0, 8)])
+def test_size_without_pixels(size: tuple[int, ...], kernel: np.ndarray, tmp_path: Path) -> None:
+    path = written(classifier(kernel), tmp_path)
+    text = "×".join(map(str, size))
+    with pytest.raises(OptionError, match=f"^size {text} has no pixels; expected whole numbers of at least 1$"):
+        load_source(path, activation="none", size=size)
 
 
 def test_infinite_bound_and_unused_weight_are_no_mistakes(kernel: np.ndarray, tmp_path: Path) -> None:

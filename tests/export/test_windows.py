@@ -185,6 +185,13 @@ def test_windows_of_a_node() -> None:
     )
 
 
+def test_stride_of_a_single_window_does_not_matter() -> None:
+    model = imported(network([node("MaxPool", "x", "y", kernel_shape=[8, 2], strides=[2**31, 2])]))
+    (pool,) = model.graph
+    found = windows_of(pool, kernel_shape(pool))
+    assert (found.output, found.stride) == ((1, 4), (1, 2))
+
+
 @pytest.mark.parametrize("kernel", [(), (3,), (3, 3, 3)])
 def test_windows_of_other_dimensions_are_refused(kernel: tuple[int, ...]) -> None:
     (read,) = imported(network([node("MaxPool", "x", "y", kernel_shape=[2, 2])])).graph

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from engine.errors import UnsupportedOpError
 from engine.export.extrema import at_first_extremum
-from engine.export.graph import GraphBuilder, input_at, int_attribute, static_shape
+from engine.export.graph import GraphBuilder, describe, input_at, int_attribute, static_shape
 from engine.export.windows import (
     Windows,
     covered_taps,
@@ -20,6 +21,9 @@ from engine.export.windows import (
     windows_of,
 )
 
+_MOST_TAPS = 4096
+"""Each tap of a window becomes a handful of nodes."""
+
 
 def max_pool(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:  # noqa: ARG001
     """dx = dy at the first tap of each window that equals the window's maximum.
@@ -28,7 +32,7 @@ def max_pool(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int
     Runtime's CPU provider.
     """
     y, (dy,) = node.outputs[0], dys
-    windows = windows_of(node, kernel_shape(node))
+    windows = _windows(node)
     padded = pad_spatial(g, input_at(node, 0), windows.begin, _missing(windows), fill=-math.inf)
     taps: dict[tuple[int, int], ir.Value] = {}
     open_windows: ir.Value | None = None
@@ -43,7 +47,7 @@ def max_pool(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int
 
 def average_pool(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], index: int) -> ir.Value:  # noqa: ARG001
     """dx = dy/n at each of the window's n taps; n counts padding only with `count_include_pad`."""
-    windows = windows_of(node, kernel_shape(node))
+    windows = _windows(node)
     counts = covered_taps(windows, include_pad=int_attribute(node, "count_include_pad", 0) == 1)
     share = g.op("Div", dys[0], g.floats(counts[None, None], dys[0]))
     return scatter_taps(g, windows, static_shape(node.outputs[0])[0], dict.fromkeys(windows.offsets(), share))
@@ -60,6 +64,22 @@ def global_max_pool(g: GraphBuilder, node: ir.Node, dys: Sequence[ir.Value], ind
     """dx = dy at the first maximum."""
     x = input_at(node, index)
     return at_first_extremum(g, dys[0], x, range(2, 1 + len(static_shape(x))), "ArgMax")
+
+
+def _windows(node: ir.Node) -> Windows:
+    """Read the windows.
+
+    Raises:
+        UnsupportedOpError: One has too many taps.
+    """
+    kernel = kernel_shape(node)
+    if math.prod(kernel) > _MOST_TAPS:
+        shown, whole = "×".join(map(str, kernel)), node.op_type
+        raise UnsupportedOpError(
+            f"{describe(node)}: has windows of {shown}; expected at most {_MOST_TAPS} taps: use Global{whole} where a "
+            "window is the whole map"
+        )
+    return windows_of(node, kernel)
 
 
 def _missing(windows: Windows) -> tuple[int, int]:

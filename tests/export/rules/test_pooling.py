@@ -229,6 +229,22 @@ def test_other_than_two_spatial_axes_are_refused(op: str, dimensions: int) -> No
         companion(block_of(network(nodes, {"shape": np.array(sizes, np.int64)})))
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_windows_of_very_many_taps_are_refused(op: str) -> None:
+    message = (
+        rf"^{op} node 'node_y': has windows of 64×65; expected at most 4096 taps: use Global{op} where a window is the "
+        r"whole map$"
+    )
+    with pytest.raises(UnsupportedOpError, match=message):
+        companion(block_of(network([node(op, "x", "y", kernel_shape=[64, 65])], image=(1, 64, 65))))
+
+
+def test_stride_of_a_single_window_is_of_no_consequence(random: np.random.Generator) -> None:
+    strides = {"strides": [2**31, 65535]}
+    model = network([node("MaxPool", "x", "y", kernel_shape=[3, 4], **strides)], image=(2, 5, 6))
+    check_companion(model, autograd(lambda x: x[:, :, :3, :4].amax(dim=(2, 3), keepdim=True)), random)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 1), (3, 4)])
 def test_global_average_pool(size: tuple[int, int], random: np.random.Generator) -> None:
     model = network([node("GlobalAveragePool", "x", "y")], image=(3, *size))
