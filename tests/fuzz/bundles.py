@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from engine.bundle import MANIFEST
+from engine.bundle import MANIFEST, seal
 from tests.fuzz.extremes import NUMBERS, TEXTS, edit_bytes, junk
 from tests.fuzz.graphs import edit_graph
 
@@ -22,12 +22,12 @@ _ODD_TEXT = ("NaN", "-Infinity", "1e999", "1" * 5000, "[" * 2000, '"\\ud800"', "
 
 
 def edit_manifest(random: Random, bundle: Path) -> list[str]:
-    """Change one to three things of the manifest; the other files stay as they are."""
+    """Change one to three things of the manifest, or its text; the other files stay as they are."""
     if random.random() < 0.15:
         return [_edit_text(random, bundle)]
     manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
     done = [_edit_json(random, manifest) for _ in range(random.choice((1, 1, 1, 2, 3)))]
-    (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _write(bundle, manifest)
     return done
 
 
@@ -261,7 +261,16 @@ def _rehash(bundle: Path) -> None:
     for name in manifest["files"]:
         data = (bundle / name).read_bytes()
         manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-    (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _write(bundle, manifest)
+
+
+def _write(bundle: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest with its own hash; one with half a surrogate pair in it has none."""
+    try:
+        data = seal(manifest)
+    except UnicodeEncodeError:
+        data = json.dumps(manifest).encode()
+    (bundle / MANIFEST).write_bytes(data)
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
