@@ -26,8 +26,9 @@ def edit_manifest(random: Random, bundle: Path) -> list[str]:
     if random.random() < 0.15:
         return [_edit_text(random, bundle)]
     manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    stated = manifest.get("sha256")
     done = [_edit_json(random, manifest) for _ in range(random.choice((1, 1, 1, 2, 3)))]
-    (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _write(bundle, manifest, sealed=manifest.get("sha256") == stated and random.random() < 0.9)
     return done
 
 
@@ -197,7 +198,7 @@ def _edit_facts(random: Random, bundle: Path) -> str:
     else:
         manifest["input"]["channels"] = 1
         manifest["preprocess"] = random.choice((None, {"mean": 0.5, "std": 0.5}))
-    (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _write(bundle, manifest)
     return f"the manifest says {layers}, {manifest['input']}, {manifest['output']}"[:400]
 
 
@@ -261,6 +262,15 @@ def _rehash(bundle: Path) -> None:
     for name in manifest["files"]:
         data = (bundle / name).read_bytes()
         manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    _write(bundle, manifest)
+
+
+def _write(bundle: Path, manifest: dict[str, Any], *, sealed: bool = True) -> None:
+    """Write the manifest, with its own hash: that of the same bytes with zeros in its place."""
+    if sealed and "sha256" in manifest:
+        manifest["sha256"] = "0" * 64
+        digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+        manifest["sha256"] = digest
     (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
