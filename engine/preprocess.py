@@ -8,6 +8,7 @@ from typing import TypeGuard
 from engine.errors import OptionError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+_LARGEST_RESIZE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class Preprocess:
                 f"{origin}: resize is {resize!r}; expected 'stretch', or a whole number of pixels of at least "
                 f"{max(height, width)}, from which the centre is cropped"
             )
+        if resize != "stretch" and resize > _LARGEST_RESIZE:
+            raise OptionError(f"{origin}: resize is {resize}; expected at most {_LARGEST_RESIZE} pixels")
         interp = settings.get("interp", "bilinear")
         if interp not in INTERPOLATIONS:
             raise OptionError(f"{origin}: interp is {interp!r}; expected one of {', '.join(INTERPOLATIONS)}")

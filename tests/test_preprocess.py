@@ -178,3 +178,10 @@ def test_booleans_are_no_numbers(key: str) -> None:
 def test_a_whole_number_that_no_float_holds() -> None:
     with pytest.raises(OptionError, match="mean is 1000"):
         read({**FULL, "mean": 10**400})
+
+
+@pytest.mark.parametrize("resize", [65537, 10**77])
+def test_a_resize_beyond_all_photos_is_refused(resize: int) -> None:
+    settings = {"resize": resize, "mean": 0.5, "std": 0.5}
+    with pytest.raises(OptionError, match=rf"^p\.json: resize is {resize}; expected at most 65536 pixels$"):
+        Preprocess.from_json(settings, image_shape=(3, 24, 32), origin="p.json")

@@ -21,8 +21,18 @@ _DEPRECATED_GROUPS = range(18, 21)
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
-    """Return the version of the `ai.onnx` operators that a model uses, or 0."""
-    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    """Return the version of the `ai.onnx` operators that a model uses, or 0.
+
+    Raises:
+        ModelError: It imports several, of which libraries take the first or the last.
+    """
+    versions = sorted({entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")})
+    if len(versions) > 1:
+        raise ModelError(
+            f"imports the opsets {', '.join(map(str, versions))} of ONNX's operators; expected one: export the "
+            "model again"
+        )
+    return versions[0] if versions else 0
 
 
 def modernise(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -355,6 +355,14 @@ def test_opset_of_the_domain_s_full_name(kernel: np.ndarray, tmp_path: Path) -> 
     assert load_source(written(model, tmp_path), activation="none").classes == 5
 
 
+def test_two_opsets(kernel: np.ndarray, tmp_path: Path) -> None:
+    model = classifier(kernel)
+    model.opset_import.add(domain="", version=16)
+    assert refusal(model, tmp_path) == (
+        "imports the opsets 16, 17 of ONNX's operators; expected one: export the model again"
+    )
+
+
 def test_two_inputs(kernel: np.ndarray, tmp_path: Path) -> None:
     inputs = [image_input([BATCH, 3, 8, 8]), image_input([BATCH, 7], "sizes")]
     assert refusal(classifier(kernel, inputs=inputs), tmp_path) == (

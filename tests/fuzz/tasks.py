@@ -48,7 +48,11 @@ def export_and_explain(model: Path, bundle: Path, activation: str | None) -> str
     report = export(model, bundle, activation=activation)
     explainer = engine.load(bundle, threads=1)
     image = np.random.default_rng(7).standard_normal((1, *report.bundle.image_shape)).astype(np.float32)
-    for result in explainer.explain(image, [None, report.bundle.classes - 1]):
+    try:
+        results = explainer.explain(image, [None, report.bundle.classes - 1])
+    except engine.ImageError:  # a weight so large that some images overflow, though those of the verification do not
+        return "exported, but not finite for every image"
+    for result in results:
         check(explainer, result)
     return "exported"
 
