@@ -1,9 +1,12 @@
 """Scoring masked images in batches: the phase in which the network runs hundreds of times."""
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +69,7 @@ def score_masks(
     """Score the image under the masks that the given feature maps make.
 
     The batch is shared out among as many runs at a time as the session is made for. Each run fills its part of the
-    batch and scores it, in a thread of its own; the caller's thread hands the masks out, in order.
+    batch and scores it, in a thread of its own; the caller's thread watches, so that progress is told there.
 
     Args:
         forward: The network, image [N, C, H, W] → logits [N, classes].
@@ -88,36 +91,32 @@ def score_masks(
     """
     scores = np.empty((len(masks), len(classes)))
     minimum, extent = np.empty(len(masks)), np.empty(len(masks))
-
-    def score(lane: _Lane, start: int, size: int) -> float:
-        began = time.perf_counter()
-        for row, (layer, channel) in enumerate(masks[start : start + size]):
-            minimum[start + row], extent[start + row] = lane.writer.write(maps[layer][0, channel], lane.batch[row])
-        (logits,) = forward.run([lane.batch[:size]])
-        scores[start : start + size] = activate(finite(logits), activation)[:, classes]
-        return time.perf_counter() - began
-
     lanes = forward.runs_at_once
     rows = max(1, min(batch_size, len(masks)) // lanes)
-    free = [_Lane(MaskWriter(image, baseline), np.empty((rows, *image.shape), np.float32)) for _ in range(lanes)]
-    started = done = 0
-    running: dict[Future[float], tuple[_Lane, int]] = {}
+    queue = _Queue(len(masks), lanes, rows, pace)
+
+    def work() -> None:
+        writer, batch = MaskWriter(image, baseline), np.empty((rows, *image.shape), np.float32)
+        with queue.lane():
+            while part := queue.take():
+                began = time.perf_counter()
+                for row, mask in enumerate(part):
+                    layer, channel = masks[mask]
+                    minimum[mask], extent[mask] = writer.write(maps[layer][0, channel], batch[row])
+                (logits,) = forward.run([batch[: len(part)]])
+                scores[part.start : part.stop] = activate(finite(logits), activation)[:, classes]
+                queue.finish(part, time.perf_counter() - began)
+
+    done = 0
     with ThreadPoolExecutor(lanes, "engine-scoring") as pool:
-        while True:
-            pace.report(done, len(masks))
-            while free and (room := pace.room(started, len(masks))):
-                size = min(room, rows, -(-(len(masks) - started) // lanes))  # no run lags behind at the end
-                lane = free.pop()
-                running[pool.submit(score, lane, started, size)] = lane, size
-                started += size
-            if not running:
-                break
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                lane, size = running.pop(future)
-                pace.measured(size, future.result())
-                free.append(lane)
-                done += size
+        running = [pool.submit(work) for _ in range(lanes)]
+        try:
+            for done in queue.watch():
+                pace.report(done, len(masks))
+        finally:
+            queue.stop()
+    for lane in running:
+        lane.result()  # raises what the lane raised
     scored = np.array(masks[:done], np.int64).reshape(done, 2)
     by_layer = []
     for layer in range(len(maps)):
@@ -127,9 +126,65 @@ def score_masks(
     return by_layer
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Lane:
-    """What one run at a time needs for itself: a mask writer, and its part of the batch, float32 [N, C, H, W]."""
+class _Queue:
+    """The masks that wait to be scored: lanes take them, each in its own thread, and the caller's thread watches.
 
-    writer: MaskWriter
-    batch: NDArray[np.float32]
+    Args:
+        masks: How many there are.
+        lanes: How many lanes take them.
+        most: The most that a lane may take at a time.
+        pace: Says how far to go.
+    """
+
+    def __init__(self, masks: int, lanes: int, most: int, pace: Pace) -> None:
+        self._masks = masks
+        self._lanes = lanes
+        self._most = most
+        self._pace = pace
+        self._taken = 0
+        self._stopped = False
+        self._lock = Lock()
+        self._finished: SimpleQueue[int | None] = SimpleQueue()
+
+    def take(self) -> range:
+        """Give the caller the next masks, by their numbers; none when there is nothing left to do."""
+        with self._lock:
+            room = 0 if self._stopped else self._pace.room(self._taken, self._masks)
+            left = self._masks - self._taken
+            part = range(self._taken, self._taken + min(room, self._most, -(-left // self._lanes)))  # all end together
+            self._taken = part.stop
+            return part
+
+    def finish(self, part: range, seconds: float) -> None:
+        """Take note that masks were scored, and of the time that it took."""
+        with self._lock:
+            self._pace.measured(len(part), seconds)
+        self._finished.put(len(part))
+
+    @contextmanager
+    def lane(self) -> Iterator[None]:
+        """Take part until nothing is left; a lane that fails stops the others."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            self._finished.put(None)
+
+    def stop(self) -> None:
+        """Give out no more masks."""
+        with self._lock:
+            self._stopped = True
+
+    def watch(self) -> Iterator[int]:
+        """Yield how many masks were scored, at the beginning and whenever there are more, until no lane works."""
+        done, working = 0, self._lanes
+        yield done
+        while working:
+            finished = self._finished.get()
+            if finished is None:
+                working -= 1
+            else:
+                done += finished
+                yield done
