@@ -14,15 +14,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import load_bundle
-from engine.console import STATUS, print_error, run
+from engine.cli.console import STATUS, print_error, run
+from engine.cli.outputs import Outputs
+from engine.cli.photos import find_photos
+from engine.cli.tables import print_contents, print_explanation, print_origin
 from engine.errors import ImageError, OptionError
 from engine.explainer import Explainer, load
 from engine.explanation import Explanation, save_panel
 from engine.image import Baseline
 from engine.options import Choices, Target, class_indices
-from engine.outputs import Outputs
-from engine.photos import find_photos
-from engine.tables import print_contents, print_explanation, print_origin
 
 _EXIT_CODES = (
     "Exit codes: 0 done; 2 a mistake that you can mend, told in one line; 1 a bug, with its stack; 130 stopped by "

@@ -24,11 +24,11 @@ from engine.backends import Backend, Session, create_backend
 from engine.budget import Plan, plan, scoring_order
 from engine.bundle import ACTIVATIONS, Bundle, Layer, load_bundle
 from engine.contract import expect_contract
-from engine.errors import BackendError
+from engine.errors import BackendError, BundleError
 from engine.explanation import Explanation, LayerReport
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import Selection, activate, fuse, is_flat, select_channels, visualization_map
-from engine.options import Choices, Options, Target, Targets, class_indices, expect_known
+from engine.options import TOP_CLASS, Choices, Options, Target, Targets, class_indices, expect_known
 from engine.pace import Cancel, Pace, Progress, expect_wanted
 from engine.scoring import ScoredMasks, finite, score_masks
 
@@ -260,7 +260,14 @@ def _tap(
         part = np.array(targets[start : start + _CLASSES_AT_ONCE], np.int64)
         logits, indices, *rest = tapped.run([array, part])
         count = len(rest) // 2
-        classes += indices.tolist()
+        top = int(finite(logits).argmax())
+        meant = [top if target == TOP_CLASS else int(target) for target in part]
+        if indices.tolist() != meant:
+            raise BundleError(
+                f"tapped.onnx: says that it explained the classes {indices.tolist()}; expected {meant}: it is not what "
+                "python -m engine.export writes, export the model again"
+            )
+        classes += meant
         averages.append([finite(alpha) for alpha in rest[count:]])
     maps = [finite(layer) for layer in rest[:count]]
     return finite(logits), classes, maps, [np.concatenate(alphas) for alphas in zip(*averages, strict=True)]

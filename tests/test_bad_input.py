@@ -18,7 +18,7 @@ import engine.__main__
 import engine.export.__main__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import load_bundle
-from engine.console import run
+from engine.cli.console import run
 from engine.errors import BundleError
 from tests.export.networks import BATCH, image_input, network, node, weight, written
 from tests.tiny_cnn import tiny_cnn, write_photo, write_tiny_cnn
@@ -254,7 +254,7 @@ def test_output_that_cannot_be_written(exports, tmp_path: Path) -> None:
 LIMITED = """
 import resource, sys
 import engine.export.compile as compile
-from engine.console import run
+from engine.cli.console import run
 from engine.export.__main__ import app
 
 step, limit = sys.argv.pop(1), int(sys.argv.pop(1))

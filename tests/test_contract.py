@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import engine
@@ -14,6 +15,7 @@ from engine.backends import OnnxRuntimeCpu, Tensor
 from engine.bundle import seal, sha256_of
 from engine.contract import expect_contract
 from engine.errors import BundleError
+from tests.tiny_cnn import photo_pixels
 
 IMAGE = "float32 [?, 3, 24, 32]"
 TAPPED = (
@@ -81,6 +83,24 @@ def test_a_tapped_graph_without_targets(bundle: Path) -> None:
     text = f"{bundle}: tapped.onnx: inputs are {IMAGE}; the manifest says float32 [1, 3, 24, 32], int64 [?]: {REMEDY}"
     with pytest.raises(BundleError, match=f"^{re.escape(text)}$"):
         expect_contract(loaded, forward, forward)
+
+
+def test_a_tapped_graph_that_explains_another_class(tiny_bundle: Path) -> None:
+    explainer = engine.load(tiny_bundle, threads=1)
+    tapped, forward = explainer._sessions
+
+    class Forged:
+        def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+            logits, classes, *rest = tapped.run(inputs)
+            return [logits, classes - 1, *rest]
+
+    explainer._sessions = (Forged(), forward)
+    text = (
+        "tapped.onnx: says that it explained the classes [2, -1]; expected [3, 0]: it is not what python -m "
+        "engine.export writes, export the model again"
+    )
+    with pytest.raises(BundleError, match=f"^{re.escape(text)}$"):
+        explainer.explain(photo_pixels(), [3, None])
 
 
 def test_tensors_as_text() -> None:

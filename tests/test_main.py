@@ -3,6 +3,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -411,6 +412,27 @@ def test_a_bug_keeps_its_stack_and_exits_1(tiny_bundle: Path, photo: Path, tmp_p
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1] == "RuntimeError: a bug"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_masks_are_scored(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    code = (
+        "import signal\n"
+        "import engine.__main__ as main\n"
+        "original = main.Explainer.explain\n"
+        "def explain(self, photo, targets, *, progress, **choices):\n"
+        f"    stop = lambda done, planned: done and signal.raise_signal({number.value})\n"
+        "    return original(self, photo, targets, progress=stop, **choices)\n"
+        "main.Explainer.explain = explain\n"
+        "main.run(main.app)\n"
+    )
+    output = tmp_path / "out.png"
+    done = run("explain", tiny_bundle, photo, "-o", output, "--batch", "2", "--threads", "2", code=code)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr == f"error: interrupted by {number.name}; nothing was left half-written\n"
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("target", ["²", "--5"])

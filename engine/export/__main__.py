@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from engine.console import STATUS, run
+from engine.cli.console import STATUS, run
+from engine.cli.tables import print_contents
 from engine.errors import OptionError
 from engine.export import ExportReport, export
-from engine.tables import print_contents
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 

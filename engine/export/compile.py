@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ class ExportReport:
     """What an export made.
 
     Attributes:
-        bundle: The bundle, loaded again from disk.
+        bundle: The bundle, as it was loaded again from disk.
         ops: For each block and the head, how many nodes of each operator it has.
         verification: The figures of the checks.
         notes: What the user should know: how the model was brought into the bundle's form, or that a companion could
@@ -154,7 +154,8 @@ def export(
                 "verification": verification.rounded(),
             },
         )
-    return ExportReport(bundle=load_bundle(output), ops=ops, verification=verification, notes=source.notes + notes)
+        bundle = replace(load_bundle(folder), path=output)  # loaded before it is given its name
+    return ExportReport(bundle=bundle, ops=ops, verification=verification, notes=source.notes + notes)
 
 
 @contextlib.contextmanager

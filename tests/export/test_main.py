@@ -15,7 +15,7 @@ from rich.console import Console
 
 from engine.backends import OnnxRuntimeCpu
 from engine.bundle import load_bundle
-from engine.console import run
+from engine.cli.console import run
 from engine.export import export
 from engine.export.__main__ import app, print_report
 from tests.export.networks import CNN_LAYERS, network, node, small_cnn, weight, written

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.console import run
+from engine.cli.console import run
 from engine.errors import EngineError
 from tests.export.networks import written
 from tests.tiny_cnn import tiny_cnn
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -122,7 +122,7 @@ def test_whatever_a_name_holds_an_error_is_one_line_of_plain_text(capfd: pytest.
 WAITING = """
 import signal
 import engine.export.compile as compile
-from engine.console import run
+from engine.cli.console import run
 from engine.export.__main__ import app
 
 def wait(*_):

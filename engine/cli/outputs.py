@@ -65,8 +65,7 @@ class Outputs:
         """
         if not self._several:
             return [self._heatmap(photo)]
-        names = [str(index) if labels is None else f"{index}-{_words(labels[index])}" for index in classes]
-        files = [self._heatmap(photo, f".{name}") for name in names]
+        files = [self._heatmap(photo, f".{index}{_words(labels[index]) if labels else ''}") for index in classes]
         self._expect_free(files)
         return files
 
@@ -84,4 +83,6 @@ class Outputs:
 
 
 def _words(label: str) -> str:
-    return re.sub(r"\W+", "-", label)[:_LONGEST_LABEL].strip("-")
+    """Return a label as the end of a file's name."""
+    words = re.sub(r"\W+", "-", label)[:_LONGEST_LABEL].strip("-")
+    return f"-{words}" if words else ""
