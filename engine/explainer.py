@@ -28,13 +28,14 @@ from engine.errors import BackendError, BundleError
 from engine.explanation import Explanation, LayerReport
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import Selection, activate, fuse, is_flat, select_channels, visualization_map
-from engine.options import TOP_CLASS, Choices, Options, Target, Targets, class_indices, expect_known
+from engine.options import TOP_CLASS, Choices, Options, Target, Targets, class_indices, expect_callbacks, expect_known
 from engine.pace import Cancel, Pace, Progress, expect_wanted
 from engine.scoring import ScoredMasks, finite, score_masks
 
 Floats = NDArray[np.float32]
 Map = NDArray[np.float64]
 
+_FINISH_S = 2e-8  # per layer and pixel
 _CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
 _LOG = logging.getLogger(__name__)
 
@@ -78,10 +79,11 @@ class Explainer:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
-        tapped, forward = backend.open(bundle.tapped), backend.open(bundle.forward, runs_at_once=True)
+        tapped, forward = backend.open(bundle.tapped), backend.open(bundle.forward, many_runs=True)
         expect_contract(bundle, tapped, forward)
         self._sessions: tuple[Session, Session] | None = (tapped, forward)
-        self._finish_s = 0.0  # what combining and fusing took for one class, when last measured
+        # What combining and fusing take for one class: an estimate, until it has been measured.
+        self._finish_s = _FINISH_S * len(bundle.layers) * bundle.image_shape[1] * bundle.image_shape[2]
 
     def close(self) -> None:
         """Release the sessions; explanations that other threads have begun are carried out."""
@@ -150,15 +152,16 @@ class Explainer:
             fusion: `hard` (the paper's) or `soft`; see `engine.kernels.fuse`.
             activation: `softmax`, `sigmoid` or `none` instead of the bundle's own.
             baseline: What masked-out pixels become: `zero` in the network's input space, `blur`, or a colour (r, g, b).
-            batch_size: Masked images that are scored at a time.
+            batch_size: Masked images that are scored at a time, by all threads together; one at least by each.
             max_masks: The most masks to score for a class: the strongest of each layer, in proportion to the layer's
                 masks; see `engine.budget`. None for all.
             deadline_ms: When the result shall be there, in milliseconds after the call. Masks that do not fit are left
                 out in the same proportion; one at least is scored. None for no deadline.
             visualization_maps: Whether to keep V_l of every layer in the result.
-            progress: Called with the masks scored and the masks planned, before each batch and at the end.
+            progress: Called in the caller's thread with the masks scored and the masks planned: at first, and whenever
+                more were scored.
             cancel: A flag, such as `threading.Event`, that is asked before each run of the network; set, it ends the
-                call.
+                call when the runs under way have ended.
 
         Returns:
             One explanation, or a list of them for a list of targets.
@@ -168,7 +171,8 @@ class Explainer:
             TargetError: The model has no such class.
             OptionError: An option has no meaning.
             CancelledError: `cancel` was set.
-            BackendError: The explainer is closed, or the runtime failed.
+            BackendError: The explainer is closed, the runtime failed, or the system has no more threads.
+            BundleError: The tapped graph is not one that the exporter writes.
         """
         clock = _Clock()
         options = Options(
@@ -180,14 +184,14 @@ class Explainer:
             max_masks=max_masks,
             deadline_ms=deadline_ms,
         )
+        expect_callbacks(progress, cancel)
         targets = class_indices(target, self.bundle.classes, self.bundle.labels)
         tapped, forward = self._open_sessions()
         with clock("prepare"):
             prepared = prepare(image, self.bundle.preprocess, self.bundle.image_shape)
             replacement = make_baseline(baseline, prepared.array, self.bundle.preprocess)
         with clock("tap"):
-            expect_wanted(cancel)
-            logits, classes, maps, averages = _tap(tapped, prepared.array, targets)
+            logits, classes, maps, averages = _tap(tapped, prepared.array, targets, cancel)
         with clock("select"):
             chosen = [[select_channels(alpha[k], rule, mu) for alpha in averages] for k in range(len(classes))]
             flat = [_flat(*layer) for layer in zip(maps, zip(*chosen, strict=True), strict=True)]
@@ -197,9 +201,8 @@ class Explainer:
             ends = None if deadline_ms is None else clock.began + deadline_ms / 1e3 - self._finish_s * len(classes)
             mask_s = clock.timings_ms["tap"] / 1e3 * forward.runs_at_once  # a tapped run holds a forward one
             pace = Pace(ends=ends, mask_s=mask_s, progress=progress, cancel=cancel)
-            image_and_baseline = prepared.array[0], replacement
             masks = score_masks(
-                forward, *image_and_baseline, maps, order, classes, options.activation, batch_size, pace
+                forward, prepared.array[0], replacement, maps, order, classes, options.activation, batch_size, pace
             )
 
         size = self.bundle.image_shape[1:]
@@ -233,7 +236,7 @@ class Explainer:
                 scored=scored,
                 scorable=scorable,
                 complete=scored == scorable,
-                timings_ms=clock.timings_ms,
+                timings_ms=dict(clock.timings_ms),
                 warnings=_warnings(layers, views, scored=scored, scorable=scorable, empty=heatmap is None),
                 picture=prepared.picture,
                 visualization_maps=tuple(map(_as_float32, views)) if visualization_maps else None,
@@ -251,12 +254,13 @@ class Explainer:
 
 
 def _tap(
-    tapped: Session, array: Floats, targets: Sequence[int]
+    tapped: Session, array: Floats, targets: Sequence[int], cancel: Cancel | None
 ) -> tuple[Floats, list[int], list[Floats], list[Floats]]:
     """Run the tapped graph: logits [1, classes], class indices, F_l [1, C_l, h_l, w_l] and α_l [K, C_l]."""
     classes: list[int] = []
     averages: list[list[Floats]] = []
     for start in range(0, len(targets), _CLASSES_AT_ONCE):
+        expect_wanted(cancel)
         part = np.array(targets[start : start + _CLASSES_AT_ONCE], np.int64)
         logits, indices, *rest = tapped.run([array, part])
         count = len(rest) // 2

@@ -61,22 +61,40 @@ class Options:
     def __post_init__(self) -> None:
         for name, known in (("rule", RULES), ("fusion", FUSIONS), ("activation", ACTIVATIONS)):
             expect_known(name, getattr(self, name), known)
-        if not isinstance(self.mu, float | int | np.floating) or not 0 <= self.mu < 1:
+        if not _is_number(self.mu) or not 0 <= self.mu < 1:
             raise OptionError(f"mu is {self.mu!r}; expected a number from 0 up to 1")
         if self.mu > 0 and self.rule != "positive":
             raise OptionError(f"mu is {self.mu:g} with rule {self.rule!r}; only rule 'positive' takes mu")
-        if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
+        if not _is_whole(self.batch_size) or self.batch_size < 1:
             raise OptionError(f"batch_size is {self.batch_size!r}; expected a whole number of at least 1")
-        if self.max_masks is not None and (not isinstance(self.max_masks, int | np.integer) or self.max_masks < 1):
+        if self.max_masks is not None and (not _is_whole(self.max_masks) or self.max_masks < 1):
             raise OptionError(
                 f"max_masks is {self.max_masks!r}; expected a whole number of at least 1, or None for all"
             )
-        if self.deadline_ms is not None and not (
-            isinstance(self.deadline_ms, float | int | np.number) and 0 < self.deadline_ms < math.inf
-        ):
+        if self.deadline_ms is not None and not (_is_number(self.deadline_ms) and 0 < self.deadline_ms < math.inf):
             raise OptionError(
                 f"deadline_ms is {self.deadline_ms!r}; expected a positive number of milliseconds, or None for none"
             )
+
+
+def expect_callbacks(progress: Progress | None, cancel: Cancel | None) -> None:
+    """Check what the caller gives to watch and to stop an explanation.
+
+    Raises:
+        OptionError: They are of another kind.
+    """
+    if progress is not None and not callable(progress):
+        raise OptionError(f"progress is {progress!r}; expected a function of the masks scored and the masks planned")
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise OptionError(f"cancel is {cancel!r}; expected a flag with is_set(), such as threading.Event")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_whole(value) or isinstance(value, float | np.floating)
 
 
 def expect_known(name: str, value: str, known: Sequence[str]) -> None:

@@ -23,8 +23,8 @@ class Pace:
     Args:
         ends: When scoring must end, on the clock of `time.perf_counter`, in seconds; None for no deadline.
         mask_s: An upper estimate of the seconds that a run takes for one mask, until one has been measured.
-        progress: Called with the masks scored and the masks planned.
-        cancel: Asked whether to stop.
+        progress: Called with the masks scored and the masks planned, whenever there are more of the former.
+        cancel: Asked before each run whether to stop.
     """
 
     def __init__(self, *, ends: float | None, mask_s: float, progress: Progress | None, cancel: Cancel | None) -> None:
@@ -45,6 +45,14 @@ class Pace:
         """
         if self._progress is not None:
             self._progress(done, planned)
+        self.expect_wanted()
+
+    def expect_wanted(self) -> None:
+        """Check that the caller still wants a result.
+
+        Raises:
+            CancelledError: The flag is set.
+        """
         expect_wanted(self._cancel)
 
     def measured(self, masks: int, seconds: float) -> None:
@@ -52,16 +60,19 @@ class Pace:
         self._mask_s = seconds / masks
 
     def room(self, started: int, planned: int) -> int:
-        """Return how many masks the next run may have; 0 for none. Before a deadline there is room for one at least.
+        """Return how many masks the next run may have; 0 for none. Even after the deadline there is room for the first.
 
         Args:
             started: Masks that runs have begun with.
             planned: Masks to score altogether.
         """
+        left = planned - started
+        if self._cancel is not None and self._cancel.is_set():
+            return 0
         if self._ends is None:
-            return planned - started
-        in_time = int((self._ends - time.perf_counter()) / self._mask_s)
-        return min(planned - started, max(in_time, 0 if started else 1))
+            return left
+        in_time = (self._ends - time.perf_counter()) / self._mask_s
+        return left if in_time >= left else min(left, int(max(in_time, 0 if started else 1)))
 
 
 def expect_wanted(cancel: Cancel | None) -> None:

@@ -1,18 +1,17 @@
 """Scoring masked images in batches: the phase in which the network runs hundreds of times."""
 
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Lock
+from threading import Lock, Thread
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends import Session
-from engine.errors import ImageError
+from engine.errors import BackendError, ImageError
 from engine.kernels import MaskWriter, activate
 from engine.pace import Pace
 
@@ -79,7 +78,7 @@ def score_masks(
         masks: (layer, channel) of each mask in the order in which they are scored; none of the maps is flat.
         classes: Indices of the K classes whose scores are kept.
         activation: What turns logits into class scores.
-        batch_size: Masked images that are scored at a time.
+        batch_size: Masked images that all runs together hold, but one at least in each.
         pace: Says before each run how far to go.
 
     Returns:
@@ -88,35 +87,30 @@ def score_masks(
     Raises:
         ImageError: The network computes NaN or infinity.
         CancelledError: The caller wants no result any more.
+        BackendError: The runtime failed, or the system has no more threads.
     """
     scores = np.empty((len(masks), len(classes)))
     minimum, extent = np.empty(len(masks)), np.empty(len(masks))
-    lanes = forward.runs_at_once
+    lanes = max(1, min(forward.runs_at_once, len(masks)))
     rows = max(1, min(batch_size, len(masks)) // lanes)
     queue = _Queue(len(masks), lanes, rows, pace)
 
     def work() -> None:
         writer, batch = MaskWriter(image, baseline), np.empty((rows, *image.shape), np.float32)
-        with queue.lane():
-            while part := queue.take():
-                began = time.perf_counter()
-                for row, mask in enumerate(part):
-                    layer, channel = masks[mask]
-                    minimum[mask], extent[mask] = writer.write(maps[layer][0, channel], batch[row])
-                (logits,) = forward.run([batch[: len(part)]])
-                scores[part.start : part.stop] = activate(finite(logits), activation)[:, classes]
-                queue.finish(part, time.perf_counter() - began)
+        while part := queue.take():
+            began = time.perf_counter()
+            for row, mask in enumerate(part):
+                layer, channel = masks[mask]
+                minimum[mask], extent[mask] = writer.write(maps[layer][0, channel], batch[row])
+            (logits,) = forward.run([batch[: len(part)]])
+            scores[part.start : part.stop] = activate(finite(logits), activation)[:, classes]
+            queue.finish(part, time.perf_counter() - began)
 
     done = 0
-    with ThreadPoolExecutor(lanes, "engine-scoring") as pool:
-        running = [pool.submit(work) for _ in range(lanes)]
-        try:
-            for done in queue.watch():
-                pace.report(done, len(masks))
-        finally:
-            queue.stop()
-    for lane in running:
-        lane.result()  # raises what the lane raised
+    with _threads(queue, lanes, work):
+        for done in queue.watch():
+            pace.report(done, len(masks))
+    pace.expect_wanted()
     scored = np.array(masks[:done], np.int64).reshape(done, 2)
     by_layer = []
     for layer in range(len(maps)):
@@ -124,6 +118,48 @@ def score_masks(
         own = own[np.argsort(scored[own, 1])]
         by_layer.append(ScoredMasks(scored[own, 1], scores[own], minimum[own], extent[own]))
     return by_layer
+
+
+@contextmanager
+def _threads(queue: "_Queue", count: int, work: Callable[[], None]) -> Iterator[None]:
+    """Let threads work on a queue, and end with them; what one of them raises is raised here.
+
+    They are plain threads: a pool of `concurrent.futures` takes no work once the main thread has ended, while other
+    threads of the program may go on.
+
+    Raises:
+        BackendError: The system has no more threads.
+    """
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as err:
+            failures.append(err)
+            queue.stop()
+        finally:
+            queue.leave()
+
+    threads = [Thread(target=run, name=f"engine-scoring-{number}") for number in range(count)]
+    started: list[Thread] = []
+    try:
+        for thread in threads:
+            try:
+                thread.start()
+            except RuntimeError as err:
+                raise BackendError(
+                    f"only {len(started)} of {count} threads could be started ({err}); expected all: load the bundle "
+                    "with fewer threads"
+                ) from err
+            started.append(thread)
+        yield
+    finally:
+        queue.stop()
+        for thread in started:
+            thread.join()
+    if failures:
+        raise failures[0]
 
 
 class _Queue:
@@ -147,7 +183,7 @@ class _Queue:
         self._finished: SimpleQueue[int | None] = SimpleQueue()
 
     def take(self) -> range:
-        """Give the caller the next masks, by their numbers; none when there is nothing left to do."""
+        """Give a lane the next masks, by their numbers; none when there is nothing left to do."""
         with self._lock:
             room = 0 if self._stopped else self._pace.room(self._taken, self._masks)
             left = self._masks - self._taken
@@ -161,16 +197,9 @@ class _Queue:
             self._pace.measured(len(part), seconds)
         self._finished.put(len(part))
 
-    @contextmanager
-    def lane(self) -> Iterator[None]:
-        """Take part until nothing is left; a lane that fails stops the others."""
-        try:
-            yield
-        except BaseException:
-            self.stop()
-            raise
-        finally:
-            self._finished.put(None)
+    def leave(self) -> None:
+        """Take note that a lane has ended."""
+        self._finished.put(None)
 
     def stop(self) -> None:
         """Give out no more masks."""

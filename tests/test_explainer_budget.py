@@ -20,6 +20,11 @@ def explainer(tiny_bundle: Path) -> engine.Explainer:
     return engine.load(tiny_bundle, threads=1)
 
 
+@pytest.fixture(scope="module", params=[1, 3])
+def with_threads(tiny_bundle: Path, request: pytest.FixtureRequest) -> engine.Explainer:
+    return engine.load(tiny_bundle, threads=request.param)
+
+
 def test_max_masks_keeps_the_strongest_of_each_layer(explainer: engine.Explainer) -> None:
     whole = explainer.explain(photo_pixels(), 1, rule="all")
     counts = [layer.scored for layer in whole.layers]
@@ -97,31 +102,100 @@ def test_progress_counts_the_masks_of_all_classes_once(explainer: engine.Explain
     assert told == [(0, 3), (3, 3)]
 
 
-def test_what_progress_raises_reaches_the_caller(explainer: engine.Explainer) -> None:
+def scoring_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("engine-scoring")]
+
+
+def test_what_progress_raises_reaches_the_caller(with_threads: engine.Explainer) -> None:
     def progress(done: int, _planned: int) -> None:
+        assert len(scoring_threads()) > 0
         if done:
             raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match=r"^enough$"):
-        explainer.explain(photo_pixels(), batch_size=2, progress=progress)
+        with_threads.explain(photo_pixels(), rule="all", batch_size=2, progress=progress)
+    assert scoring_threads() == []
 
 
-def test_cancelling(explainer: engine.Explainer) -> None:
+def test_cancelling(with_threads: engine.Explainer) -> None:
     flag, told = threading.Event(), []
 
     def progress(done: int, _planned: int) -> None:
         told.append(done)
-        if done == 2:
+        if done:
             flag.set()
 
     with pytest.raises(engine.CancelledError):
-        explainer.explain(photo_pixels(), rule="all", batch_size=2, progress=progress, cancel=flag)
-    assert told == [0, 2]
+        with_threads.explain(photo_pixels(), rule="all", batch_size=2, progress=progress, cancel=flag)
+    assert len(told) == 2
     with pytest.raises(engine.CancelledError):
-        explainer.explain(photo_pixels(), cancel=flag, progress=progress)
-    assert told == [0, 2]
+        with_threads.explain(photo_pixels(), cancel=flag, progress=progress)
+    assert len(told) == 2
     flag.clear()
-    assert explainer.explain(photo_pixels(), cancel=flag).complete
+    assert with_threads.explain(photo_pixels(), cancel=flag).complete
+    assert scoring_threads() == []
+
+
+def test_cancelling_by_another_thread_while_the_caller_waits(with_threads: engine.Explainer) -> None:
+    """The lanes themselves ask for the flag: nobody tells the caller's thread."""
+
+    class SetWhenAsked:
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += threading.current_thread().name.startswith("engine-scoring")
+            return self.asked > 2
+
+    with pytest.raises(engine.CancelledError):
+        with_threads.explain(photo_pixels(), rule="all", batch_size=1, cancel=SetWhenAsked())
+
+
+def test_a_lane_that_fails_ends_the_others(with_threads: engine.Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tapped, forward = with_threads._sessions
+    runs = []
+
+    class Failing:
+        runs_at_once = forward.runs_at_once
+
+        def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+            runs.append(len(inputs[0]))
+            if len(runs) == 2:
+                raise engine.BackendError("the runtime failed")
+            return forward.run(inputs)
+
+    monkeypatch.setattr(with_threads, "_sessions", (tapped, Failing()))
+    with pytest.raises(engine.BackendError, match=r"^the runtime failed$"):
+        with_threads.explain(photo_pixels(), rule="all", batch_size=1)
+    assert 2 <= len(runs) <= 1 + forward.runs_at_once + 1
+    assert scoring_threads() == []
+
+
+def test_a_system_without_more_threads(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explainer, start = engine.load(tiny_bundle, threads=3), threading.Thread.start
+
+    def start_two(thread: threading.Thread) -> None:
+        if thread.name == "engine-scoring-2":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    text = (
+        r"^only 2 of 3 threads could be started \(can't start new thread\); expected all: load the bundle with fewer "
+        r"threads$"
+    )
+    with pytest.raises(engine.BackendError, match=text):
+        explainer.explain(photo_pixels(), rule="all")
+    assert scoring_threads() == []
+
+
+def test_budgets_and_deadlines_with_several_threads(tiny_bundle: Path, explainer: engine.Explainer) -> None:
+    several = engine.load(tiny_bundle, threads=3)
+    expected = explainer.explain(photo_pixels(), rule="all", max_masks=11)
+    found = several.explain(photo_pixels(), rule="all", max_masks=11)
+    assert [layer.scored for layer in found.layers] == [layer.scored for layer in expected.layers]
+    np.testing.assert_allclose(found.heatmap, expected.heatmap, atol=1e-5)
+    late = several.explain(photo_pixels(), rule="all", deadline_ms=1e-6)
+    assert (late.scored, late.complete) == (1, False)
 
 
 def test_what_is_logged(explainer: engine.Explainer, caplog: pytest.LogCaptureFixture) -> None:

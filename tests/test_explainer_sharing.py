@@ -138,6 +138,23 @@ def test_closing_lets_go_of_the_sessions_but_not_under_a_running_explanation(tin
         explainer.explain(photo_pixels())
 
 
+def test_a_thread_that_outlives_the_main_thread(tiny_bundle: Path) -> None:
+    code = (
+        "import sys, threading, engine\n"
+        "import numpy as np\n"
+        "explainer = engine.load(sys.argv[1], threads=2)\n"
+        "main = threading.main_thread()\n"
+        "def work():\n"
+        "    main.join()\n"
+        "    print(explainer.explain(np.full((40, 50, 3), 90, np.uint8), rule='all').complete)\n"
+        "threading.Thread(target=work).start()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_bundle)], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_a_program_without_logging_sees_nothing(tiny_bundle: Path) -> None:
     code = (
         "import sys, engine\n"

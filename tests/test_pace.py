@@ -42,6 +42,12 @@ def test_one_mask_at_least_is_scored(clock: list[float]) -> None:
     assert Pace(ends=90.0, mask_s=0.1, progress=None, cancel=None).room(0, 0) == 0
 
 
+@pytest.mark.parametrize("ends", [1e308, -1e308])
+def test_deadlines_beyond_all_bounds(ends: float) -> None:
+    pace = Pace(ends=ends, mask_s=1e-9, progress=None, cancel=None)
+    assert [pace.room(0, 7), pace.room(5, 7)] == ([7, 2] if ends > 0 else [1, 0])
+
+
 def test_progress_and_a_flag_that_ends_it() -> None:
     flag, told = threading.Event(), []
     watched = Pace(ends=None, mask_s=1.0, progress=lambda done, planned: told.append((done, planned)), cancel=flag)
@@ -52,3 +58,4 @@ def test_progress_and_a_flag_that_ends_it() -> None:
     ):
         watched.report(4, 6)
     assert told == [(0, 6), (4, 6)]
+    assert watched.room(4, 6) == 0

@@ -69,12 +69,12 @@ class Backend(Protocol):
 
     def __init__(self, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None: ...
 
-    def open(self, graph: Path | bytes, *, runs_at_once: bool = False) -> Session:
+    def open(self, graph: Path | bytes, *, many_runs: bool = False) -> Session:
         """Load a graph from a file, beside which its external data lies, or from the bytes of a model.
 
         Args:
             graph: The file, or the bytes.
-            runs_at_once: Whether the graph will be run so often that several runs can be under way at a time; else one
+            many_runs: Whether the graph will be run so often that several runs can be under way at a time; else one
                 run has the whole machine.
 
         Raises:

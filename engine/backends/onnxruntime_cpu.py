@@ -78,7 +78,9 @@ class OnnxRuntimeCpu:
     def __init__(
         self, *, threads: int | None = None, providers: Sequence[str] | None = None, optimize: bool = True
     ) -> None:
-        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS):
+        if threads is not None and (
+            not isinstance(threads, int | np.integer) or isinstance(threads, bool) or not 1 <= threads <= _MOST_THREADS
+        ):
             raise OptionError(
                 f"threads is {threads!r}; expected a whole number from 1 to {_MOST_THREADS}, or None for one per CPU"
             )
@@ -89,11 +91,11 @@ class OnnxRuntimeCpu:
                 f"providers is {providers!r}; expected a list of those that are in this ONNX Runtime: "
                 f"{', '.join(known)}"
             )
-        self._threads = threads or usable_cpus()
+        self._threads = usable_cpus() if threads is None else int(threads)
         self._providers = list(asked)
         self._optimize = optimize
 
-    def open(self, graph: Path | bytes, *, runs_at_once: bool = False) -> "OnnxRuntimeSession":
+    def open(self, graph: Path | bytes, *, many_runs: bool = False) -> "OnnxRuntimeSession":
         """Load a graph from a file or from the bytes of a model.
 
         Several runs at a time with one thread each do more than one run with all threads: they do not wait for one
@@ -101,12 +103,12 @@ class OnnxRuntimeCpu:
 
         Args:
             graph: The file, or the bytes.
-            runs_at_once: Whether each run has one thread, and as many runs as there are threads may be under way.
+            many_runs: Whether each run has one thread, and as many runs as there are threads may be under way.
 
         Raises:
             BackendError: ONNX Runtime refused the graph, or a provider that was asked for does not work here.
         """
-        run_threads, runs = (1, self._threads) if runs_at_once else (self._threads, 1)
+        run_threads, runs = (1, self._threads) if many_runs else (self._threads, 1)
         options = session_options(threads=run_threads, optimize=self._optimize)
         name = str(graph) if isinstance(graph, Path) else "the source model"
         try:

@@ -86,11 +86,11 @@ def test_a_session_serves_several_threads(random: np.random.Generator, graph: Pa
 
 
 @pytest.mark.parametrize(
-    ("threads", "runs_at_once", "used"),
+    ("threads", "many_runs", "used"),
     [(None, False, len(os.sched_getaffinity(0))), (1, False, 1), (3, False, 3), (3, True, 1), (None, True, 1)],
 )
 def test_what_onnx_runtime_is_asked_for(
-    graph: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, runs_at_once: bool, used: int
+    graph: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, many_runs: bool, used: int
 ) -> None:
     asked: list[tuple[Any, ...]] = []
     real = ort.InferenceSession
@@ -100,12 +100,12 @@ def test_what_onnx_runtime_is_asked_for(
         return real(path, options, providers=providers)
 
     monkeypatch.setattr(ort, "InferenceSession", spy)
-    session = create_backend("cpu", threads=threads).open(graph, runs_at_once=runs_at_once)
+    session = create_backend("cpu", threads=threads).open(graph, many_runs=many_runs)
     assert asked == [(str(graph), used, True, ["CPUExecutionProvider"])]
-    assert session.runs_at_once == ((threads or len(os.sched_getaffinity(0))) if runs_at_once else 1)
+    assert session.runs_at_once == ((threads or len(os.sched_getaffinity(0))) if many_runs else 1)
 
 
-@pytest.mark.parametrize("threads", [0, -1, -100, 1.5, "2", 10**10])
+@pytest.mark.parametrize("threads", [0, -1, -100, 1.5, "2", 10**10, True])
 def test_threads_must_be_positive(threads: int) -> None:
     text = rf"^threads is {threads!r}; expected a whole number from 1 to 1024, or None for one per CPU$"
     with pytest.raises(OptionError, match=text):
