@@ -143,9 +143,7 @@ def _stated(digest: str) -> bytes:
 
 
 def _read_manifest(path: Path):  # type: ignore[no-untyped-def]  # JSON, whose shape the schema has checked
-    if not path.is_dir():
-        found = "is not a folder" if path.exists() else "does not exist"
-        raise BundleError(f"{path}: {found}; expected a bundle made by python -m engine.export{_set_aside(path)}")
+    _expect_folder(path)
     file = path / MANIFEST
     try:
         _expect_regular(file, "expected the manifest of a bundle made by python -m engine.export: copy it again")
@@ -186,11 +184,22 @@ def _read_manifest(path: Path):  # type: ignore[no-untyped-def]  # JSON, whose s
     return manifest
 
 
+def _expect_folder(path: Path) -> None:
+    expected = "expected a bundle made by python -m engine.export"
+    try:
+        if path.is_dir():
+            return
+        found = "is not a folder" if path.exists() else "does not exist"
+    except OSError as err:
+        raise BundleError(f"{path}: cannot be read: {err.strerror}; {expected}") from err
+    raise BundleError(f"{path}: {found}; {expected}{_set_aside(path)}")
+
+
 def _set_aside(path: Path) -> str:
     """Say where the bundle is that a killed export was replacing, if there is one."""
     try:
         names = sorted(entry.name for entry in path.parent.iterdir() if entry.name.startswith(f"{path.name}{OLD}"))
-    except OSError:
+    except (OSError, ValueError):  # a ValueError is about a name that no system takes
         return ""
     return (
         f"; an export that was stopped while it replaced it left the old one at {names[-1]}: rename it" if names else ""
@@ -198,7 +207,11 @@ def _set_aside(path: Path) -> str:
 
 
 def _check_files(path: Path, listed: Mapping[str, Mapping[str, object]]) -> None:
-    for entry in sorted(path.iterdir()):
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as err:
+        raise BundleError(f"{path}: cannot be read: {err.strerror}; export or copy the bundle again") from err
+    for entry in entries:
         if entry.name != MANIFEST and entry.name not in listed:
             raise BundleError(f"{entry}: is not listed in {MANIFEST}; expected only the bundle's own files: remove it")
     for name, facts in listed.items():
@@ -221,7 +234,13 @@ def _check_files(path: Path, listed: Mapping[str, Mapping[str, object]]) -> None
 
 
 def _check_graphs(path: Path, manifest) -> None:  # type: ignore[no-untyped-def]  # as `_read_manifest` returns it
-    for block in manifest["graphs"]["blocks"]:
+    blocks, layers = manifest["graphs"]["blocks"], manifest["layers"]
+    if len(blocks) != len(layers) + 1:
+        raise BundleError(
+            f"{path / MANIFEST}: has {len(blocks)} blocks for {len(layers)} layers; expected one for each and for "
+            "the head: export the model again"
+        )
+    for block in blocks:
         for name in (block["forward"], block["gradient"]):
             if name is not None and name not in manifest["files"]:
                 raise BundleError(

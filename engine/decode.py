@@ -68,6 +68,8 @@ def decode(photo: PhotoSource, mode: str) -> Image.Image:
                 decoded = _upright(_opened(file), mode)
     except ImageError as err:
         raise ImageError(f"{name}: {err}") from err.__cause__
+    except MemoryError:  # which says nothing of the photo
+        raise
     except Exception as err:  # Pillow's decoders raise whatever they run into
         reason = (err.strerror if isinstance(err, OSError) else None) or str(err) or type(err).__name__
         raise ImageError(f"{name}: cannot be read as a photo: {' '.join(reason.split())}") from err
@@ -157,7 +159,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; a photo whose EXIF data are damaged is taken as it is, as viewers do."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Warning:  # Pillow reads on, but this program wants no such photo
+    except (Warning, MemoryError):  # Pillow reads on after a warning, but this program wants no such photo
         raise
     except Exception:  # Pillow's EXIF reader raises whatever it runs into
         return 1

@@ -20,6 +20,11 @@ name is cut out of the middle.
 _LONGEST_MESSAGE = 2000
 
 
+def printable(text: str) -> str:
+    """Return a text on one line, with escapes in the place of all that would steer the terminal that prints it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 class EngineError(Exception):
     """Base of all errors that a user can cause and can mend.
 
@@ -28,7 +33,7 @@ class EngineError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+        line = printable(message)
         if len(line) > _LONGEST_MESSAGE:
             half = _LONGEST_MESSAGE // 2
             line = f"{line[:half]} … {line[-half:]}"

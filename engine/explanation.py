@@ -243,10 +243,11 @@ def _write(path: Path, content: bytes) -> None:
     try:
         beside.write_bytes(content)
         beside.replace(path)
-    except OSError as err:
-        raise OptionError(f"{path}: cannot be written: {err.strerror or err}") from err
+    except (OSError, ValueError) as err:  # a ValueError is about a name that no system takes
+        reason = (err.strerror if isinstance(err, OSError) else None) or str(err)
+        raise OptionError(f"{path}: cannot be written: {reason}") from err
     finally:
-        with suppress(OSError):  # it was renamed, or could not be made
+        with suppress(OSError, ValueError):  # it was renamed, or could not be made
             beside.unlink()
 
 

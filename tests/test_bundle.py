@@ -100,6 +100,29 @@ def test_no_folder(bundle: Path, tmp_path: Path) -> None:
         refuses(path, f"{path}: {found}; expected a bundle made by python -m engine.export")
 
 
+def test_places_that_no_system_takes(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 300)
+    refuses(path, f"{path}: cannot be read: File name too long; expected a bundle made by python -m engine.export")
+    for name in ("a\0.ada", "a\0b/tiny.ada"):
+        shown = str(tmp_path / name).replace("\0", r"\x00")
+        refuses(tmp_path / name, f"{shown}: does not exist; expected a bundle made by python -m engine.export")
+
+
+def test_a_folder_that_may_not_be_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    refuses(bundle, f"{bundle}: cannot be read: Permission denied; {REMEDY}")
+    monkeypatch.setattr(Path, "stat", refused)
+    refuses(bundle, f"{bundle}: cannot be read: Permission denied; expected a bundle made by python -m engine.export")
+
+
+def test_a_network_that_float64_does_not_quantize(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest["verification"].update(float64_error=None))
+    assert load_bundle(bundle).classes == 5
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
@@ -271,6 +294,7 @@ def test_a_newer_version_is_named_before_its_schema_is_judged(bundle: Path) -> N
 
 
 SHA = "0" * 64
+ONE_EACH = "expected one for each and for the head: export the model again"
 NAME = "'^[A-Za-z0-9_][A-Za-z0-9_.-]*$'"
 
 
@@ -326,6 +350,32 @@ NAME = "'^[A-Za-z0-9_][A-Za-z0-9_.-]*$'"
         (
             lambda m: m["graphs"]["blocks"][0].update(gradient="Block1.grad.onnx"),
             "$.graphs names 'Block1.grad.onnx'; expected one of the files under $.files: export the model again",
+        ),
+        (lambda m: m["graphs"]["blocks"].pop(), f"has 3 blocks for 3 layers; {ONE_EACH}"),
+        (lambda m: m["layers"].pop(), f"has 4 blocks for 2 layers; {ONE_EACH}"),
+        (
+            lambda m: m["verification"].clear(),
+            "$.verification does not fit the schema: 'forward_error' is a required property",
+        ),
+        (
+            lambda m: m["verification"].update(forward_error=None),
+            "$.verification.forward_error does not fit the schema: None is not of type 'number'",
+        ),
+        (
+            lambda m: m["verification"].update(blocks_error=10**400),
+            f"$.verification.blocks_error does not fit the schema: 1{'0' * 199}…",
+        ),
+        (
+            lambda m: m["verification"].update(average_gradient_errors={}),
+            "$.verification.average_gradient_errors does not fit the schema: {} should be non-empty",
+        ),
+        (
+            lambda m: m["verification"]["gradient_errors"].update(head="small"),
+            "$.verification.gradient_errors.head does not fit the schema: 'small' is not of type 'number'",
+        ),
+        (
+            lambda m: m["verification"].update(speed=1),
+            "$.verification does not fit the schema: Additional properties are not allowed ('speed' was unexpected)",
         ),
         (lambda m: m["labels"].pop(), "has 4 labels for 5 classes; expected one for each: export the model again"),
         (

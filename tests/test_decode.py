@@ -510,3 +510,19 @@ def test_a_large_photo_is_read_without_a_warning(monkeypatch: pytest.MonkeyPatch
 
 def test_an_image_without_pixels() -> None:
     assert refusal(Image.new("RGB", (0, 5))) == "the image: has 0×5 pixels; expected a photo"
+
+
+def test_too_little_memory_is_not_the_photos_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(*_: object) -> None:
+        raise MemoryError("no more is free")
+
+    photo = encoded(Image.fromarray(photo_pixels()), "JPEG")
+    for step in ("_opened", "_check_size"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, step, no_more)
+            with pytest.raises(MemoryError, match=r"^no more is free$"):
+                decode(photo, "RGB")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "getexif", no_more)
+        with pytest.raises(MemoryError, match=r"^no more is free$"):
+            decode(photo, "RGB")

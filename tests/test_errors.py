@@ -1,6 +1,6 @@
 import pytest
 
-from engine.errors import BundleError, EngineError, MissingRuntimeError
+from engine.errors import BundleError, EngineError, MissingRuntimeError, printable
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,10 @@ def test_a_message_is_one_line_that_can_be_printed(message: str, expected: str) 
 def test_a_missing_runtime_is_an_import_error_too() -> None:
     with pytest.raises(ImportError, match=r"^nothing is installed$"):
         raise MissingRuntimeError("nothing is installed")
+
+
+def test_a_text_becomes_printable() -> None:
+    assert (
+        printable("tabby\ncat \x1b]0;owned\x07 [bold] :cat: crème 猫")
+        == r"tabby\ncat \x1b]0;owned\x07 [bold] :cat: crème 猫"
+    )

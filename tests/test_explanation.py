@@ -399,8 +399,10 @@ def test_places_that_cannot_be_written(tmp_path: Path, ending: str) -> None:
         (tmp_path / "file" / f"out{ending}", "Not a directory"),
         (tmp_path / ("n" * 252 + ending), "File name too long"),
         (tmp_path / ("n" * 300) / f"out{ending}", "File name too long"),
+        (tmp_path / f"a\0{ending}", "embedded null byte"),
+        (tmp_path / "a\0b" / f"out{ending}", "embedded null byte"),
     ):
-        text = f"{path}: cannot be written: {reason}"
+        text = f"{path}: cannot be written: {reason}".replace("\0", r"\x00")
         with pytest.raises(OptionError, match=f"^{re.escape(text)}$"):
             make().save(path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", f"folder{ending}"]

@@ -392,7 +392,9 @@ def test_a_bad_rule(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
 
 def test_a_bad_ending(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
     line = one_line(explain(tiny_bundle, photo, "-o", tmp_path / "out.gif"))
-    assert line == f"{tmp_path / 'out.gif'}: cannot save as .gif; expected a name in .png or .npz"
+    assert (
+        line == f"{tmp_path / 'out.gif'}: cannot save as .gif; expected a name in .png or .npz, or a folder that exists"
+    )
 
 
 def test_no_command_shows_the_help() -> None:

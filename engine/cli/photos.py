@@ -1,6 +1,7 @@
 """Finding the photos that a command line names: files, folders and patterns."""
 
 import glob
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,22 +19,29 @@ def find_photos(named: Sequence[str]) -> list[Path]:
             within; patterns with `*`, `?`, `[…]` or `**`.
 
     Raises:
-        ImageError: A folder or a pattern holds no photo.
+        ImageError: A folder or a pattern holds no photo, or cannot be read.
     """
     found: dict[Path, None] = {}
     for name in named:
-        path = Path(name)
-        if path.is_dir():
-            photos = _photos_among(path.iterdir())
-        elif glob.has_magic(name) and not path.exists():
-            photos = _photos_among(map(Path, glob.glob(name, recursive=True)))
-        else:
-            photos = [path]
-        if not photos:
-            kind = "the folder holds" if path.is_dir() else "the pattern matches"
-            raise ImageError(f"{name}: {kind} no photo; expected files such as .jpg or .png")
-        found |= dict.fromkeys(photos)
+        found |= dict.fromkeys(_photos_of(name))
     return list(found)
+
+
+def _photos_of(name: str) -> list[Path]:
+    # A name of which the system tells nothing, such as one that is too long, is taken for a file: the decoder says why.
+    if not os.path.isdir(name) and (os.path.exists(name) or not glob.has_magic(name)):
+        return [Path(name)]
+    try:
+        if os.path.isdir(name):
+            kind, photos = "the folder holds", _photos_among(Path(name).iterdir())
+        else:
+            kind, photos = "the pattern matches", _photos_among(map(Path, glob.glob(name, recursive=True)))
+    except (OSError, ValueError) as err:
+        reason = err.strerror if isinstance(err, OSError) else err
+        raise ImageError(f"{name}: cannot be read: {reason}; expected a folder or a pattern of photos") from err
+    if not photos:
+        raise ImageError(f"{name}: {kind} no photo; expected files such as .jpg or .png")
+    return photos
 
 
 def _photos_among(paths: Iterable[Path]) -> list[Path]:

@@ -5,10 +5,11 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from engine.bundle import Bundle
+from engine.errors import BundleError, printable
 from engine.explanation import Explanation
 
 
@@ -17,7 +18,7 @@ def print_explanation(result: Explanation, console: Console) -> None:
     table = _table(("layer",), ("maps", "positive", "selected", "flat", "scored"), title=str(result))
     for layer in result.layers:
         counts = (layer.channels, layer.positive, layer.selected, layer.flat, layer.scored)
-        table.add_row(escape(layer.name), *map(str, counts))
+        table.add_row(_plain(layer.name), *map(str, counts))
     console.print(table)
     phases = ", ".join(f"{phase} {ms:.0f}" for phase, ms in result.timings_ms.items())
     console.print(
@@ -45,53 +46,66 @@ def print_origin(bundle: Bundle, console: Console) -> None:
         ("classes", f"{bundle.classes}, {bundle.activation}"),
         ("labels", labels),
     ):
-        table.add_row(subject, escape(fact))
+        table.add_row(subject, _plain(fact))
     console.print(table)
 
 
 def print_contents(bundle: Bundle, console: Console) -> None:
-    """Print a bundle's blocks, its files and the figures of its verification."""
+    """Print a bundle's blocks, its files and the figures of its verification.
+
+    Raises:
+        BundleError: The bundle is there no more.
+    """
     manifest: Any = bundle.manifest  # its shape is what the schema says
     figures = manifest["verification"]
-    errors = figures.get("gradient_errors", {})
     table = _table(("block", "ends in", "maps", "ops"), ("gradient error",), title=str(bundle.path))
     ends = [(layer.name, f"{layer.channels}×{layer.height}×{layer.width}") for layer in bundle.layers]
     ends.append(("logits", f"{bundle.classes}, {bundle.activation}"))
+    errors = figures["gradient_errors"]
     for block, (tensor, shape) in zip(manifest["graphs"]["blocks"], ends, strict=True):
         name = block["forward"].removesuffix(".onnx")
         ops = sorted(block["ops"].items(), key=lambda entry: -entry[1])
         counts = ", ".join(f"{count} {op}" for op, count in ops)
-        table.add_row(name, escape(tensor), shape, escape(counts), _figure(errors.get(name)))
+        table.add_row(*map(_plain, (name, tensor, shape, counts, _figure(errors.get(name)))))
     console.print(table)
 
     sizes = _table(("file",), ("KiB",))
-    size_bytes = {file.name: file.stat().st_size for file in sorted(bundle.path.iterdir())}
+    size_bytes = _file_sizes(bundle)
     for file, size in size_bytes.items():
-        sizes.add_row(file, f"{size / 1024:,.0f}")
+        sizes.add_row(_plain(file), f"{size / 1024:,.0f}")
     sizes.add_section()
     sizes.add_row("total", f"{sum(size_bytes.values()) / 1024:,.0f}")
     console.print(sizes)
 
+    of_logits = " of the largest logit"
     for text, figure, unit in (
-        ("forward against the source", figures.get("forward_error"), " of the largest logit"),
-        ("chain of blocks against the source", figures.get("blocks_error"), " of the largest logit"),
-        ("chain in float64, in which gradients are verified", figures.get("float64_error"), " of the largest logit"),
-        (
-            "average gradients, tapped against the companions",
-            max(figures.get("average_gradient_errors", {}).values(), default=None),
-            "",
-        ),
+        ("forward against the source", figures["forward_error"], of_logits),
+        ("chain of blocks against the source", figures["blocks_error"], of_logits),
+        ("chain in float64, in which gradients are verified", figures["float64_error"], of_logits),
+        ("average gradients, tapped against the companions", max(figures["average_gradient_errors"].values()), ""),
     ):
         console.print(f"{text}: {_figure(figure)}{'' if figure is None else unit}")
 
 
+def _file_sizes(bundle: Bundle) -> dict[str, int]:
+    try:
+        return {file.name: file.stat().st_size for file in sorted(bundle.path.iterdir())}
+    except OSError as err:
+        raise BundleError(f"{bundle.path}: cannot be read: {err.strerror}; export or copy the bundle again") from err
+
+
 def _table(left: Iterable[str], right: Iterable[str], title: str | None = None) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=None if title is None else escape(title), title_style="bold")
+    table = Table(box=SIMPLE_HEAD, title=None if title is None else _plain(title, style="bold"))
     for heading in left:
         table.add_column(heading, overflow="fold")
     for heading in right:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Return a text that is printed as it is: names in bundles may look like markup, or steer the terminal."""
+    return Text(printable(text), style=style)
 
 
 def _figure(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """Command line of the exporter: `python -m engine.export MODEL.onnx -o NAME.ada`."""
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +10,10 @@ from rich.console import Console
 
 from engine.cli.console import STATUS, run
 from engine.cli.tables import print_contents
-from engine.errors import OptionError
+from engine.errors import OptionError, printable
 from engine.export import ExportReport, export
+
+_SIZE = re.compile("[0-9]{1,9}(x[0-9]{1,9}){1,2}")  # int() refuses thousands of digits
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -21,10 +24,10 @@ def parse_size(text: str) -> tuple[int, ...]:
     Raises:
         OptionError: The text is no size.
     """
-    sizes = text.split("x")
-    if len(sizes) not in (2, 3) or not all(size.isascii() and size.isdecimal() and int(size) > 0 for size in sizes):
+    sizes = tuple(map(int, text.split("x"))) if _SIZE.fullmatch(text) else ()
+    if not sizes or 0 in sizes:
         raise OptionError(f"size {text!r} is none; expected HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, such as 224x224")
-    return tuple(map(int, sizes))
+    return sizes
 
 
 @app.command(name="export")
@@ -94,7 +97,7 @@ def main(
             force=force,
             step=lambda name: status.update(f"{name} …"),
         )
-    print_report(report, Console(highlight=False), time.perf_counter() - began)
+    print_report(report, Console(highlight=False, emoji=False), time.perf_counter() - began)
 
 
 def print_report(report: ExportReport, console: Console, seconds: float) -> None:
@@ -102,7 +105,7 @@ def print_report(report: ExportReport, console: Console, seconds: float) -> None
     print_contents(report.bundle, console)
     console.print(f"exported and verified in {seconds:.1f} s")
     for note in report.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+        console.print(f"note: {printable(note)}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def _as_onnx(
     model: Path | str, weights: Path | None, size: tuple[int, ...] | None, step: Callable[[str], None]
 ) -> Iterator[Path]:
     """Give the model as an ONNX file, which a torch module becomes in a temporary folder."""
-    if isinstance(model, Path) or ":" not in model or Path(model).exists():
+    if isinstance(model, Path) or _is_file(model):
         if weights is not None:
             raise OptionError(f"{weights}: weights can be loaded into a torch module only; {model} is an ONNX file")
         yield Path(model)
@@ -182,6 +182,18 @@ def _as_onnx(
                 "the folder for temporary files, or choose another by the environment variable TMPDIR"
             ) from err
         yield file
+
+
+def _is_file(model: str) -> bool:
+    """Tell an ONNX file from `package.module:function`, also a file whose name has a colon."""
+    if ":" not in model:
+        return True
+    try:
+        return Path(model).exists()
+    except OSError as err:
+        raise ModelError(
+            f"{model}: cannot be read: {err.strerror}; expected an ONNX file, or package.module:function"
+        ) from err
 
 
 def _read_photo(photo: Path | None, settings: Preprocess | None, source: Source) -> NDArray[np.float32] | None:
@@ -207,7 +219,7 @@ def _read_preprocess(path: Path | None, source: Source) -> Preprocess | None:
         return None
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise OptionError(f"{path}: cannot be read as JSON ({err}); expected preprocessing settings") from err
     return Preprocess.from_json(settings, image_shape=source.image_shape, origin=str(path))
 

@@ -105,17 +105,16 @@ def new_bundle(target: Path, *, force: bool) -> Iterator[Path]:
             raise BundleError(f"{target}: exists already; choose another name, or replace it with --force")
         if replacing:
             _expect_bundle(target)
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RuntimeError) as err:  # a RuntimeError is about links in a circle
         raise BundleError(f"{target}: cannot be written: {_reason(err)} in {target.parent}; {_EXPECTED}") from err
     number = secrets.token_hex(4)
     work = target.with_name(f".{target.name}.{number}")
     try:
         try:
-            work.mkdir(0o700)
+            work.mkdir()
         except OSError as err:
             raise BundleError(f"{target}: cannot be written: {_reason(err)} in {target.parent}; {_EXPECTED}") from err
         yield work
-        work.chmod(0o755)
         if not target.exists():
             work.rename(target)
         elif not replacing:
@@ -135,13 +134,15 @@ def new_bundle(target: Path, *, force: bool) -> Iterator[Path]:
 
 def _rename_twice(work: Path, target: Path, old: Path) -> None:
     """Put the new bundle in the place of the old one, or the old one back if that fails."""
-    target.rename(old)
     try:
+        target.rename(old)
         work.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    _remove(old)
+    finally:  # by what is there: a signal may come right after either step
+        if old.exists():
+            if target.exists() and not work.exists():
+                _remove(old)
+            else:
+                old.rename(target)
 
 
 def _remove(folder: Path) -> None:

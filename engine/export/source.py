@@ -175,13 +175,14 @@ def _load(path: Path, name: str, output: str | None, activation: str | None, siz
 
 def _read(path: Path) -> tuple[onnx.ModelProto, str]:
     """Read a model with its external weights; return it and the hash of all its bytes."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise ModelError("is no regular file; expected an ONNX file")  # reading from a pipe would wait for ever
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelError("is no regular file; expected an ONNX file")  # reading from a pipe would wait for ever
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
-    except OSError as err:
-        raise ModelError(f"cannot be read: {err.strerror}; expected an ONNX file") from err
+    except (OSError, ValueError) as err:  # a ValueError is about a name that no system takes
+        reason = err.strerror if isinstance(err, OSError) else err
+        raise ModelError(f"cannot be read: {reason}; expected an ONNX file") from err
     try:
         proto = onnx.load_model(path, load_external_data=False)
         _expect_text(proto)

@@ -1,6 +1,9 @@
 """Files, folders and patterns on the command line."""
 
+import errno
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,3 +55,39 @@ def test_nothing_found(folder: Path, name: str, found: str) -> None:
     text = f"{folder / name}: {found} no photo; expected files such as .jpg or .png"
     with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
         find_photos([str(folder / name)])
+
+
+def test_a_name_that_no_system_takes_is_left_to_the_decoder() -> None:
+    for name in ("n" * 300, "a\0.jpg", ""):
+        assert find_photos([name]) == [Path(name)]
+
+
+def test_patterns_that_no_system_takes(folder: Path) -> None:
+    for name, reason in (
+        (f"{folder}/{'n' * 300}*.jpg", "the pattern matches no photo; expected files such as .jpg or .png"),
+        ("a\0b/*.jpg", "cannot be read: embedded null byte; expected a folder or a pattern of photos"),
+    ):
+        text = f"{name}: {reason}".replace("\0", r"\x00")
+        with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
+            find_photos([name])
+
+
+def test_a_folder_that_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    text = f"{folder}: cannot be read: Permission denied; expected a folder or a pattern of photos"
+    with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
+        find_photos([str(folder)])
+
+
+def test_photos_that_may_not_be_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    for name in (str(folder), f"{folder}/*.png"):
+        text = f"{name}: cannot be read: Permission denied; expected a folder or a pattern of photos"
+        with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
+            find_photos([name])

@@ -344,6 +344,26 @@ def test_preprocessing_that_is_no_json(text: str, model: Path, tmp_path: Path) -
     assert message.endswith("); expected preprocessing settings")
 
 
+def test_preprocessing_that_is_nested_too_deep(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "preprocess.json"
+    path.write_text("[" * 100_000)
+    message = refusal(model, OptionError, preprocess=path)
+    assert message.startswith(f"{path}: cannot be read as JSON (maximum recursion depth exceeded")
+    assert message.endswith("); expected preprocessing settings")
+
+
+def test_model_of_which_the_system_tells_nothing(tmp_path: Path) -> None:
+    name = f"{'n' * 300}:make"
+    with pytest.raises(ModelError) as caught:
+        export(name, tmp_path / "new.ada", size=(16, 12))
+    expected = "expected an ONNX file, or package.module:function"
+    assert str(caught.value) == f"{name}: cannot be read: File name too long; {expected}"
+    with pytest.raises(OptionError) as refused:
+        export("a\0:make", tmp_path / "new.ada", size=(16, 12))
+    assert str(refused.value).startswith(r"factory 'a\x00:make': a\x00 cannot be imported: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_preprocessing_that_is_missing(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "preprocess.json"
     assert "No such file or directory" in refusal(model, OptionError, preprocess=path)

@@ -16,8 +16,9 @@ from rich.console import Console
 from engine.backends import OnnxRuntimeCpu
 from engine.bundle import load_bundle
 from engine.cli.console import run
+from engine.errors import OptionError
 from engine.export import export
-from engine.export.__main__ import app, print_report
+from engine.export.__main__ import app, parse_size, print_report
 from tests.export.networks import CNN_LAYERS, network, node, small_cnn, weight, written
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -101,14 +102,16 @@ def test_figures_are_printed_each_in_its_place(model: Path, tmp_path: Path, caps
     }
     manifest = {**report.bundle.manifest, "verification": figures}
     report = dataclasses.replace(report, bundle=dataclasses.replace(report.bundle, manifest=manifest))
-    print_report(report, Console(width=120, highlight=False), 12.34)
+    report = dataclasses.replace(report, notes=("a \x1b[31m[bold]note[/bold]\n:cat:",))
+    print_report(report, Console(width=120, highlight=False, emoji=False), 12.34)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[-5:] == [
+    assert lines[-6:] == [
         "forward against the source: 1.2e-07 of the largest logit",
         "chain of blocks against the source: 3.4e-07 of the largest logit",
         "chain in float64, in which gradients are verified: 8.7e-07 of the largest logit",
         "average gradients, tapped against the companions: 6.7e-06",
         "exported and verified in 12.3 s",
+        r"note: a \x1b[31m[bold]note[/bold]\n:cat:",
     ]
     printed = {line.split()[0]: line.split()[-1] for line in lines if line.split()[:1]}
     assert {block: printed[block] for block in figures["gradient_errors"]} == {
@@ -290,11 +293,25 @@ def test_size_is_chosen(command, random: np.random.Generator, tmp_path: Path) ->
     assert load_bundle(tmp_path / "small.ada").image_shape == (3, 16, 12)
 
 
-@pytest.mark.parametrize("size", ["224", "0x224", "224x-1", "3x4x5x6", "ax3", "", "²x3"])
+@pytest.mark.parametrize(
+    "size", ["224", "0x224", "224x-1", "3x4x5x6", "ax3", "", "²x3", "1_0x3", "3x4 ", f"224x{10**9}"]
+)
 def test_size_that_is_none(size: str, command, model: Path, tmp_path: Path) -> None:
     code, out, err = command(model, "-o", tmp_path / "small.ada", "--size", size)
     assert (code, out) == (2, "")
     assert err == (f"error: size {size!r} is none; expected HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, such as 224x224\n")
+
+
+def test_size_of_more_digits_than_python_reads() -> None:
+    text = f"224x{'9' * 5000}"
+    shown = f"{f'size {text!r}'[:1000]} … "
+    with pytest.raises(OptionError, match=f"^{re.escape(shown)}9+' is none; expected HEIGHTxWIDTH or CHANNELSxHEIGHT"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(("text", "size"), [("224x320", (224, 320)), ("1x28x028", (1, 28, 28))])
+def test_sizes(text: str, size: tuple[int, ...]) -> None:
+    assert parse_size(text) == size
 
 
 MODULE = """

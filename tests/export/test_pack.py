@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,16 @@ def test_another_process_gives_the_same_bytes(model: Path, tmp_path: Path) -> No
     assert contents(there) == here
 
 
-def test_folder_becomes_the_target(tmp_path: Path) -> None:
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
+def test_folder_becomes_the_target(mask: int, mode: int, umask: Callable[[int], int], tmp_path: Path) -> None:
+    umask(mask)
     target = tmp_path / "new.ada"
     with new_bundle(target, force=False) as folder:
         assert folder.parent == tmp_path
@@ -172,7 +182,7 @@ def test_folder_becomes_the_target(tmp_path: Path) -> None:
         (folder / "file").write_text("new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["new.ada"]
     assert (target / "file").read_text() == "new"
-    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    assert stat.S_IMODE(target.stat().st_mode) == mode
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
@@ -276,6 +286,44 @@ def test_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
     message = re.escape(f"{target}: cannot be written: Permission denied; {EXPECTED}")
     kind, match = (BundleError, f"^{message}$") if isinstance(failure, OSError) else (KeyboardInterrupt, "^$")
     with pytest.raises(kind, match=match), new_bundle(target, force=True) as folder:
+        (folder / "file").write_text("new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+    assert contents(target) == before
+
+
+@pytest.mark.usefixtures("no_exchange")
+@pytest.mark.parametrize("step", [1, 2])
+def test_signal_right_after_a_rename_leaves_one_whole_bundle(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    old, steps = contents(target), []
+    right = Path.rename
+
+    def rename(path: Path, to: Path) -> None:
+        right(path, to)
+        steps.append(to)
+        if len(steps) == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"), new_bundle(target, force=True) as folder:
+        (folder / "file").write_text("new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
+    assert contents(target) == (old if step == 1 else {"file": b"new"})
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_old_bundle_that_cannot_be_set_aside_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = old_bundle(tmp_path / "old.ada")
+    before = contents(target)
+
+    def rename(path: Path, to: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path), None, str(to))
+
+    monkeypatch.setattr(Path, "rename", rename)
+    message = f"^{re.escape(f'{target}: cannot be written: Permission denied; {EXPECTED}')}$"
+    with pytest.raises(BundleError, match=message), new_bundle(target, force=True) as folder:
         (folder / "file").write_text("new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["old.ada"]
     assert contents(target) == before
@@ -426,6 +474,22 @@ def test_place_that_is_missing(tmp_path: Path) -> None:
     target = tmp_path / "no" / "new.ada"
     message = rf"^{target}: cannot be written: No such file or directory in {target.parent}; {EXPECTED}$"
     with pytest.raises(BundleError, match=message), new_bundle(target, force=False):
+        pytest.fail("the folder was given")
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    target = tmp_path / "new.ada"
+    target.symlink_to(target)
+    message = f"{target}: cannot be written: Symlink loop from {str(target)!r} in {tmp_path}; {EXPECTED}"
+    with pytest.raises(BundleError, match=f"^{re.escape(message)}$"), new_bundle(target, force=True):
+        pytest.fail("the folder was given")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("n" * 300, "File name too long"), ("a\0.ada", "embedded null byte")])
+def test_names_that_no_system_takes(name: str, reason: str, tmp_path: Path) -> None:
+    shown = f"{tmp_path / name}".replace("\0", r"\x00")
+    message = f"{shown}: cannot be written: {reason} in {tmp_path}; {EXPECTED}"
+    with pytest.raises(BundleError, match=f"^{re.escape(message)}$"), new_bundle(tmp_path / name, force=False):
         pytest.fail("the folder was given")
 
 

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -77,6 +78,24 @@ def test_folder_instead_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_source(tmp_path)
     assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory; expected an ONNX file"
+
+
+@pytest.mark.parametrize(("name", "reason"), [("n" * 300, "File name too long"), ("a\0.onnx", "embedded null byte")])
+def test_names_that_no_system_takes(name: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_source(tmp_path / name)
+    shown = f"{tmp_path / name}".replace("\0", r"\x00")
+    assert str(caught.value) == f"{shown}: cannot be read: {reason}; expected an ONNX file"
+
+
+def test_file_that_may_not_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(ModelError) as caught:
+        load_source(tmp_path / "model.onnx")
+    assert str(caught.value) == f"{tmp_path / 'model.onnx'}: cannot be read: Permission denied; expected an ONNX file"
 
 
 def test_pipe_instead_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
