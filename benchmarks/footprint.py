@@ -1,7 +1,7 @@
 """What loading a bundle and one explanation cost a process that does nothing else; prints JSON.
 
-`python -m benchmarks.footprint NAME.ada INPUT.npy TARGET THREADS BATCH`. It is a program of its own because a process
-that has imported torch, or was forked from one, would count that memory too.
+`python -m benchmarks.footprint NAME.ada INPUT.npy TARGET THREADS BATCH MASKS`. It is a program of its own because a
+process that has imported torch, or was forked from one, would count that memory too.
 """
 
 import json
@@ -25,7 +25,7 @@ def peak_mb() -> float:
 
 def main() -> None:
     """Load and explain once, and print what it took."""
-    bundle, image, target, threads, batch = sys.argv[1:]
+    bundle, image, target, threads, batch, masks = sys.argv[1:]
     figures = {"start_mb": peak_mb()}
     began = time.perf_counter()
     import numpy as np  # its import is part of what is measured
@@ -36,7 +36,7 @@ def main() -> None:
     began = time.perf_counter()
     explainer = engine.load(bundle, threads=int(threads))
     figures |= {"load_s": time.perf_counter() - began, "loaded_mb": peak_mb()}
-    explainer.explain(np.load(image), int(target), batch_size=int(batch))
+    explainer.explain(np.load(image), int(target), batch_size=int(batch), max_masks=int(masks))
     figures["peak_mb"] = peak_mb()
     print(json.dumps(figures))
 

@@ -1,9 +1,9 @@
 """How fast the engine explains, beside the bare network and beside torch; writes a table.
 
 `python -m benchmarks.latency -o docs/latency.md` measures all models and writes `docs/latency.json` beside the table;
-a name or several measure only those. First the engine's explanation is compared with torch's. Then, in one process,
-blocks of the bare ONNX Runtime session and of the engine alternate, and torch runs after them. Memory and loading are
-measured in processes that know nothing of torch. The files are written again after each model.
+a name or several measure only those. First the engine's explanation is compared with torch's. Then, in one process, the
+engine, the bare network in two forms and torch in two ways take turns. Memory and loading are measured in processes
+that know nothing of torch. The files are written again after each model.
 """
 
 import argparse
@@ -14,30 +14,33 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 import engine
 from benchmarks import subjects, torch_eager
-from benchmarks.latency_table import CHANNELS_LAST, COMPILED, EAGER, table
+from benchmarks.latency_table import COMPILED, ENGINE, LANES, ONE_SESSION, TORCH, table
 from benchmarks.machine import in_own_process, machine, write_report
 from benchmarks.pairs import alternate, spread, summary
 from engine.backends.onnxruntime_cpu import session_options
 
 _LOADS = 3
 _OTHER_MASKS = 0.01  # of the masks; measured: 1 of 827 of ResNet-50, whose average gradients differ by 1e-2
-_SCORES = 1e-3
-_HEATMAP_MEAN = 1e-3
+_SCORES = 1e-4
+_HEATMAP_MEAN = 1e-4
 _TORCH_BATCH = 32
-_LAYOUTS = {EAGER: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
+_FEWER_MASKS = {"vgg16": 96}  # a round of more would take minutes
+
+Way = Callable[[], Mapping[str, float]]  # milliseconds: `total`, and of some ways `score`
 
 
 def main() -> None:
@@ -49,14 +52,15 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, default=8, help="masked images a run, of the engine and the bare network; 8"
     )
-    parser.add_argument("--pairs", type=int, default=7, help="blocks of each, at least 5; 7")
-    parser.add_argument("--repeats", type=int, default=3, help="explanations by torch, in each way, at least 1; 3")
+    parser.add_argument("--pairs", type=int, default=5, help="rounds in which each way has its turn, at least 5; 5")
+    fewer = ", ".join(f"{name} at most {most}" for name, most in _FEWER_MASKS.items())
+    parser.add_argument("--masks", type=int, default=400, help=f"the most masks an explanation; 400, {fewer}")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(subjects.NAMES)}")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in subjects.NAMES]
     if unknown:
         parser.error(f"unknown model {', '.join(unknown)}; known are {', '.join(subjects.NAMES)}")
-    least = {"threads": 1, "batch": 1, "pairs": 5, "repeats": 1}
+    least = {"threads": 1, "batch": 1, "pairs": 5, "masks": 1}
     for option, smallest in least.items():
         if getattr(arguments, option) < smallest:
             parser.error(f"--{option} is {getattr(arguments, option)}; expected at least {smallest}")
@@ -74,15 +78,16 @@ def main() -> None:
     sys.exit(any("failure" in row for row in report["models"]))
 
 
-def measure(name: str, *, threads: int, batch: int, pairs: int, repeats: int) -> dict[str, Any]:
+def measure(name: str, *, threads: int, batch: int, pairs: int, masks: int) -> dict[str, Any]:
     """Measure one model; return the figures, or what failed."""
-    row: dict[str, Any] = {"name": name, "load_average": os.getloadavg()[0]}
+    masks = min(masks, _FEWER_MASKS.get(name, masks))
+    row: dict[str, Any] = {"name": name, "load_average": os.getloadavg()[0], "most_masks": masks}
     with tempfile.TemporaryDirectory() as folder:
         try:
             subject = in_own_process(make, name, Path(folder))
             row["weights_mb"] = (subject.bundle / "weights.bin").stat().st_size / 1e6
-            row |= in_own_process(compare_speed, subject, threads, batch, pairs, repeats)
-            row["footprint"] = footprint(subject, row["target"], threads, batch)
+            row |= in_own_process(compare_speed, subject, threads, batch, pairs, masks)
+            row["footprint"] = footprint(subject, row["target"], threads, batch, masks)
         except Exception as err:  # one row fails, the others are measured all the same
             row["failure"] = f"{type(err).__name__}: {err}".splitlines()[0].replace(folder, "")
     return row
@@ -94,18 +99,18 @@ def make(name: str, folder: Path) -> subjects.Subject:
     return subjects.make(name, folder)
 
 
-def footprint(subject: subjects.Subject, target: int, threads: int, batch: int) -> dict[str, Any]:
+def footprint(subject: subjects.Subject, target: int, threads: int, batch: int, masks: int) -> dict[str, Any]:
     """Memory and load time, each time in a new process without torch."""
     command = [sys.executable, "-m", "benchmarks.footprint", str(subject.bundle), str(subject.image)]
-    command += [str(target), str(threads), str(batch)]
+    command += [str(target), str(threads), str(batch), str(masks)]
     runs = [
         json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(_LOADS)
     ]
     return {key: median(run[key] for run in runs) for key in runs[0]} | {"runs": runs}
 
 
-def compare_speed(subject: subjects.Subject, threads: int, batch: int, pairs: int, repeats: int) -> dict[str, Any]:
-    """Compare the results, then the engine's speed with the bare network's, then with torch's."""
+def compare_speed(subject: subjects.Subject, threads: int, batch: int, pairs: int, masks: int) -> dict[str, Any]:
+    """Compare the results, then the speed of the engine, of the bare network and of torch."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(subject.bundle.parent / "compiled")
     warnings.simplefilter("ignore", FutureWarning)
     torch.set_num_threads(threads)
@@ -113,31 +118,45 @@ def compare_speed(subject: subjects.Subject, threads: int, batch: int, pairs: in
     explainer = engine.load(subject.bundle, threads=threads)
 
     def explain() -> engine.Explanation:
-        return explainer.explain(x, subject.target, batch_size=batch)
+        return explainer.explain(x, subject.target, batch_size=batch, max_masks=masks)
 
     result = explain()
-    row: dict[str, Any] = {"masks": result.scored, "target": result.target}
-    row["layers"] = [{"channels": layer.channels, "scored": layer.scored} for layer in result.layers]
-    network = subject.network(torch.channels_last)
-    assert network is not None
-    own = [torch.from_numpy(layer.selected_channels) for layer in result.layers]
-    twin = torch_eager.explain(
-        network, torch.from_numpy(x), result.target, activation=result.activation, batch=_TORCH_BATCH, channels=own
-    )
-    row["agreement"] = compare(result, twin)
-    del network
-
-    run = bare(subject.bundle / "forward.onnx", x.shape[1:], result.scored, batch, threads)
-    run()
-    blocks = alternate(lambda: {"total": run()}, lambda: dict(explain().timings_ms), pairs)
-    row["bare_ms"] = [first["total"] for first, _ in blocks]
-    row["engine_ms"] = [second for _, second in blocks]
-    row["bare_spread"] = spread(row["bare_ms"])
-    row["ratio"] = {
-        phase: summary([first["total"] / second[phase] for first, second in blocks]) for phase in ("score", "total")
+    row: dict[str, Any] = {"masks": result.scored, "scorable": result.scorable, "target": result.target}
+    row["layers"] = [
+        {"channels": layer.channels, "selected": layer.selected, "scored": layer.scored} for layer in result.layers
+    ]
+    graph = subject.bundle / "forward.onnx"
+    bare = {
+        ONE_SESSION: one_session(graph, x.shape[1:], result.scored, batch, threads),
+        LANES: in_lanes(graph, x.shape[1:], result.scored, batch, threads),
     }
-    row["torch"] = rivals(subject, x, result, repeats)
-    return row
+    for way in bare.values():
+        way()
+    torch_ways, row["agreement"], row["failures"] = rivals(subject, x, result)
+    ways: dict[str, Way] = {ENGINE: lambda: explain().timings_ms, **bare, **torch_ways}
+    rounds = [{way: dict(found) for way, found in each.items()} for each in alternate(ways, pairs)]
+    return row | {"rounds": rounds} | ratios(rounds)
+
+
+def ratios(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """The engine's rate ÷ that of each other way, end to end; the scoring phase's ÷ one session's; the latter's noise.
+
+    All ways score as many masks, so that a ratio of rates is one of times, the other way round.
+    """
+    return {
+        "ratio": {
+            way: summary([each[way]["total"] / each[ENGINE]["total"] for each in rounds])
+            for way in rounds[0]
+            if way != ENGINE
+        },
+        "score_ratio": summary([each[ONE_SESSION]["total"] / each[ENGINE]["score"] for each in rounds]),
+        "bare_spread": spread([each[ONE_SESSION]["total"] for each in rounds]),
+    }
+
+
+def own_channels(result: engine.Explanation) -> list[NDArray[np.int64]]:
+    """The channels of each layer whose masks the engine scored."""
+    return [layer.selected_channels[~np.isnan(layer.scores)] for layer in result.layers]
 
 
 def compare(result: engine.Explanation, twin: torch_eager.TorchExplanation) -> dict[str, float]:
@@ -145,72 +164,111 @@ def compare(result: engine.Explanation, twin: torch_eager.TorchExplanation) -> d
 
     Args:
         result: What the engine found.
-        twin: What torch found for the engine's channels. Its own may be others by a few: the float32 gradients of two
-            runtimes flip single ReLUs, and one mask more in a shallow layer changes the whole heatmap.
+        twin: What torch found for the channels that the engine scored. Those that it selects may be others by a few:
+            the float32 gradients of two runtimes flip single ReLUs, and one mask more in a shallow layer changes the
+            whole heatmap.
     """
-    others, differences = 0, [np.zeros(1)]
-    for layer, selected, channels, scores in zip(result.layers, twin.selected, twin.channels, twin.scores, strict=True):
-        others += len(set(layer.selected_channels.tolist()) ^ set(selected.tolist()))
-        scored = ~np.isnan(layer.scores)
-        if layer.selected_channels[scored].tolist() != channels.tolist():
+    others, selected, differences = 0, 0, [np.zeros(1)]
+    for number, (layer, own) in enumerate(zip(result.layers, own_channels(result), strict=True)):
+        others += len(set(layer.selected_channels.tolist()) ^ set(twin.selected[number].tolist()))
+        selected += layer.selected
+        if own.tolist() != twin.channels[number].tolist():
             raise ValueError(f"layer {layer.name!r}: the engine and torch disagree on which maps are flat")
-        differences.append(np.abs(layer.scores[scored] - scores.numpy()))
+        differences.append(np.abs(layer.scores[~np.isnan(layer.scores)] - twin.scores[number].numpy()))
     mean = float(np.abs(result.heatmap - twin.heatmap.numpy()).mean())
     largest = float(np.concatenate(differences).max())
-    if not (others <= _OTHER_MASKS * result.scored and largest <= _SCORES and mean <= _HEATMAP_MEAN):
+    if not (others <= _OTHER_MASKS * selected and largest <= _SCORES and mean <= _HEATMAP_MEAN):
         raise ValueError(
-            f"the engine and torch disagree: {others} of {result.scored} masks selected by one and not the other "
+            f"the engine and torch disagree: {others} of {selected} masks selected by one and not the other "
             f"(allowed {_OTHER_MASKS:.0%}), scores by {largest:.1e} (allowed {_SCORES:.0e}), the heatmap by "
             f"{mean:.1e} in the mean (allowed {_HEATMAP_MEAN:.0e})"
         )
     return {"other_masks": others, "scores": largest, "heatmap_mean": mean}
 
 
-def bare(graph: Path, shape: tuple[int, ...], images: int, batch: int, threads: int) -> Callable[[], float]:
-    """The bare network on as many images as the engine scores, in the same batches; returns milliseconds."""
-    session = ort.InferenceSession(graph, session_options(threads=threads), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    random = np.random.default_rng(20102)
-    full: NDArray[np.float32] = random.standard_normal((min(batch, images), *shape), np.float32)
+def one_session(graph: Path, shape: tuple[int, ...], images: int, batch: int, threads: int) -> Way:
+    """The bare network on as many images as the engine scores, in batches of the same size, all threads on each."""
+    run, full = _open(graph, shape, batch, threads)
     sizes = [min(batch, images - start) for start in range(0, images, batch)]
 
-    def run() -> float:
+    def score() -> dict[str, float]:
         began = time.perf_counter()
         for size in sizes:
-            session.run(None, {name: full[:size]})
-        return (time.perf_counter() - began) * 1e3
+            run(full[:size])
+        return {"total": (time.perf_counter() - began) * 1e3}
 
-    return run
+    return score
+
+
+def in_lanes(graph: Path, shape: tuple[int, ...], images: int, batch: int, threads: int) -> Way:
+    """The bare network on as many images, as the engine runs it: one-thread runs, as many at a time as threads."""
+    rows = max(1, batch // threads)
+    run, full = _open(graph, shape, rows, 1)
+
+    def score() -> dict[str, float]:
+        left, lock = images, Lock()
+
+        def take() -> int:
+            nonlocal left
+            with lock:
+                size = min(rows, left)
+                left -= size
+                return size
+
+        def work() -> None:
+            while size := take():
+                run(full[:size])
+
+        began = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            lanes = [pool.submit(work) for _ in range(threads)]
+        total = (time.perf_counter() - began) * 1e3
+        for lane in lanes:
+            lane.result()  # raises what the lane raised
+        return {"total": total}
+
+    return score
+
+
+def _open(
+    graph: Path, shape: tuple[int, ...], rows: int, threads: int
+) -> tuple[Callable[[NDArray[np.float32]], object], NDArray[np.float32]]:
+    """A session, as a function of a batch, and a batch of random images."""
+    session = ort.InferenceSession(graph, session_options(threads=threads), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    full = np.random.default_rng(20102).standard_normal((rows, *shape), np.float32)
+    return lambda images: session.run(None, {name: images}), full
 
 
 def rivals(
-    subject: subjects.Subject, x: NDArray[np.float32], result: engine.Explanation, repeats: int
-) -> dict[str, Any]:
-    """Explain by torch: eager in both layouts, and compiled with the weights channels last, which is the faster one."""
-    image, measured = torch.from_numpy(x), {}
+    subject: subjects.Subject, x: NDArray[np.float32], result: engine.Explanation
+) -> tuple[dict[str, Way], dict[str, float], dict[str, str]]:
+    """Torch's ways, eager and compiled, each run once; how far eager torch's result is off; and what failed.
 
-    def timed(network: torch_eager.Network, forward: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
-        began = time.perf_counter()
-        with (
-            torch.inference_mode()
-        ):  # also for the batch: a compiled network is compiled again for another kind of tensor
-            batch = image.repeat(_TORCH_BATCH, 1, 1, 1).contiguous(memory_format=network.memory_format)
-            (network if forward is None else forward)(batch)
-        warm_up_s = time.perf_counter() - began  # a compiled network compiles now
-        options: dict[str, Any] = {"activation": result.activation, "batch": _TORCH_BATCH, "forward": forward}
-        found = [torch_eager.explain(network, image, result.target, **options) for _ in range(repeats)]
-        figures = {key: [getattr(entry, key) for entry in found] for key in ("masks", "total_s", "score_s")}
-        return figures | {"warm_up_s": warm_up_s}
+    They select for themselves, which takes its time, and then score the masks that the engine scored.
+    """
+    network, image = subject.network(), torch.from_numpy(x)
+    channels = [torch.from_numpy(own) for own in own_channels(result)]
 
-    for way, layout in _LAYOUTS.items():
-        network = subject.network(layout)
-        if network is not None:
-            measured[way] = timed(network)
+    def explain(**options: Any) -> torch_eager.TorchExplanation:
+        options |= {"activation": result.activation, "batch": _TORCH_BATCH, "channels": channels}
+        return torch_eager.explain(network, image, result.target, **options)
+
+    def timed(**options: Any) -> Way:
+        def way() -> dict[str, float]:
+            found = explain(**options)
+            return {"total": found.total_s * 1e3, "score": found.score_s * 1e3}
+
+        return way
+
+    agreement = compare(result, explain())
+    ways = {TORCH: timed()}
     try:
-        measured[COMPILED] = timed(network, network.compiled(image.expand(_TORCH_BATCH, -1, -1, -1)))
+        forward = network.compiled(image.expand(_TORCH_BATCH, -1, -1, -1))
+        compare(result, explain(forward=forward))  # it compiles now
     except Exception as err:  # whatever torch.compile raises is its result
-        measured[COMPILED] = {"failure": f"{type(err).__name__}: {err}".splitlines()[0]}
-    return measured
+        return ways, agreement, {COMPILED: f"{type(err).__name__}: {err}".splitlines()[0]}
+    return ways | {COMPILED: timed(forward=forward)}, agreement, {}
 
 
 if __name__ == "__main__":

@@ -9,29 +9,35 @@ from benchmarks.machine import heading
 INTRODUCTION = """# Latency
 
 How long one explanation takes, beside the network alone and beside torch. Written by
-`python -m benchmarks.latency -o docs/latency.md`, about an hour on two cores for all models; the figures of every
-block are in [latency.json](latency.json).
+`python -m benchmarks.latency -o docs/latency.md`; the figures of every round are in [latency.json](latency.json).
 """
-METHOD = """**Bare** is `forward.onnx` in an ONNX Runtime session with the engine's own options, on as many images as
-the engine scores masks, in batches of the same size. **Engine** is `Explainer.explain` on a prepared array, end to end:
-tapped pass, selection, masks, scoring, fusion. Blocks of both alternate in one process. A ratio is that of one pair,
-engine masks/s ÷ bare images/s; the table has the median and in brackets the smallest and the largest, with {pairs}
-pairs a {confidence:.0%} interval of the median. *Score* is the same for the scoring phase alone.
+METHOD = """**Engine** is `Explainer.explain` on a prepared array, end to end: tapped pass, selection, masks, scoring,
+fusion. The **bare** network is `forward.onnx` in ONNX Runtime, opened as the engine opens its sessions, on as many
+images as the engine scores masks, in two forms. **One session** gives all threads to one run after another, in the
+engine's batch size: how a network is usually served. **Lanes** is how the engine itself runs the network: one-thread
+runs on smaller batches, as many at a time as there are threads.
 
 **Torch** is the same method in eager PyTorch (`benchmarks/torch_eager.py`: forward hooks, one backward pass, inference
-mode, batches of 32), end to end, with as many threads, after the pairs in the same process; the median of {repeats}.
-Its default layout is what most code runs; *channels last* is the faster one; `torch.compile` takes the scoring pass of
-the latter, and its compilation is not counted. ResNet-50 and VGG-16 are torchvision's modules with seeded random
-weights; the others exist as ONNX, which torch runs node by node, with the weights channels last.
+mode, batches of 32, weights channels last), end to end, with as many threads. **torch.compile** is the same with the
+scoring pass compiled; compiling is not counted, and the last batch is filled up to 32. Both select masks themselves and
+then score those that the engine scored. ResNet-50 and VGG-16 are torchvision's modules with seeded random weights; the
+others exist as ONNX, which torch runs node by node.
 
-Before anything is timed, torch's selection is compared with the engine's, and for the engine's channels its scores and
+All ways take turns in one process, {pairs} rounds, every other one backwards. A ratio is taken within a round: the
+engine's masks/s ÷ the images/s or masks/s of the other. Tables have the median and in brackets the smallest and the
+largest, for ratios a {confidence:.0%} interval of the median. An explanation has at most {masks} masks, the same for
+all ways; the fewer they are, the more the tapped pass weighs.
+
+Before anything is timed, torch's selection is compared with the engine's, and for the engine's masks its scores and
 its heatmap.
 
 Memory is the peak of a process that loads the bundle and explains once, less the {start:.0f} MB with which the
 interpreter starts; it knows nothing of torch. Load is `engine.load`, hashes included, in the same process, the median
 of {loads}.
 """
-EAGER, CHANNELS_LAST, COMPILED = "torch", "torch, channels last", "torch.compile"
+ENGINE, ONE_SESSION, LANES = "engine", "one session", "lanes"
+TORCH, COMPILED = "torch", "torch.compile"
+WAYS = (ENGINE, ONE_SESSION, LANES, TORCH, COMPILED)
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -45,13 +51,13 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(
             METHOD.format(
                 pairs=report["options"]["pairs"],
-                confidence=first["ratio"]["total"]["confidence"],
-                repeats=report["options"]["repeats"],
+                confidence=first["score_ratio"]["confidence"],
+                masks=report["options"]["masks"],
                 start=first["footprint"]["start_mb"],
                 loads=len(first["footprint"]["runs"]),
             )
         )
-        lines += ["## Targets", "", *_targets(done), "", "## Speed", "", *_speed(done), ""]
+        lines += ["## Targets", "", *_targets(done), "", "## Speed", "", *_speed(done, report["options"]["masks"]), ""]
         lines += ["## Phases", "", *_phases(done), "", "## Memory and loading", "", *_memory(done), ""]
         lines += ["## Agreement and noise", "", *_noise(done)]
     failed = [row for row in report["models"] if "failure" in row]
@@ -65,17 +71,9 @@ def memory_bound_mb(weights_mb: float) -> float:
     return 2.5 * 2 * weights_mb + 600
 
 
-def masks_per_s(row: Mapping[str, Any], way: str) -> float | None:
-    """Masks a second of a way of torch, end to end; None where it was not measured."""
-    figures = row["torch"].get(way, {})
-    if "total_s" not in figures:
-        return None
-    return median(masks / seconds for masks, seconds in zip(figures["masks"], figures["total_s"], strict=True))
-
-
-def engine_masks_per_s(row: Mapping[str, Any]) -> float:
-    """Masks a second of the engine, end to end."""
-    return float(row["masks"] / median(timings["total"] for timings in row["engine_ms"]) * 1e3)
+def masks_per_s(row: Mapping[str, Any], way: str) -> list[float]:
+    """Masks or images a second in each round."""
+    return [row["masks"] / each[way]["total"] * 1e3 for each in row["rounds"]]
 
 
 def _targets(rows: list[dict[str, Any]]) -> list[str]:
@@ -88,56 +86,58 @@ def _targets(rows: list[dict[str, Any]]) -> list[str]:
 
     for name, least in (("resnet50", 0.97), ("efficientnet-lite0", 0.94)):
         if name in by_name:
-            ratio = by_name[name]["ratio"]["total"]
-            add(f"{name}: engine ÷ bare at least {least}", _interval(ratio), ratio["median"] >= least)
+            ratio = by_name[name]["ratio"][ONE_SESSION]
+            add(f"{name}: engine ÷ one session at least {least}", _interval(ratio), ratio["median"] >= least)
     if "resnet50" in by_name:
         row = by_name["resnet50"]
-        for way in (EAGER, CHANNELS_LAST):
-            rate = masks_per_s(row, way)
-            if rate is not None:
-                times = engine_masks_per_s(row) / rate
-                add(f"resnet50: at least 2 times {way}", f"{times:.2f}", times >= 2)
+        times = row["ratio"][TORCH]
+        add("resnet50: at least 2 times torch", _interval(times), times["median"] >= 2)
         load = row["footprint"]["load_s"]
         add("resnet50: loads in at most 1.5 s", f"{load:.2f} s", load <= 1.5)
     for row in rows:
         peak, bound = _peak_mb(row), memory_bound_mb(row["weights_mb"])
         target = f"{row['name']}: peak at most 2.5 × the weights of two sessions + 600 MB = {bound:.0f} MB"
         add(target, f"{peak:.0f} MB", peak <= bound)
+    lines.append("")
+    for row in rows:
+        ratio = _interval(row["ratio"][LANES])
+        lines.append(f"* {row['name']}: beside the bare network in the engine's own lanes the engine reaches {ratio}.")
     return lines
 
 
-def _speed(rows: list[dict[str, Any]]) -> list[str]:
-    lines = heading(
-        "model", "masks", "bare images/s", "engine masks/s", "ratio, end to end", "ratio, score", "torch masks/s",
-        "channels last", "torch.compile", "times faster than each",
-    )  # fmt: skip
+def _speed(rows: list[dict[str, Any]], most: int) -> list[str]:
+    lines = ["Images/s of the bare forms, masks/s of the others.", "", *heading("model", "masks", *WAYS)]
     for row in rows:
-        bare = row["masks"] / median(row["bare_ms"]) * 1e3
-        own = engine_masks_per_s(row)
-        rates = [masks_per_s(row, way) for way in (EAGER, CHANNELS_LAST, COMPILED)]
-        shown = " | ".join("–" if rate is None else f"{rate:.1f}" for rate in rates)
-        times = " / ".join("–" if rate is None else f"{own / rate:.2f}" for rate in rates)
-        ratios = f"{_interval(row['ratio']['total'])} | {_interval(row['ratio']['score'])}"
-        lines.append(f"| {row['name']} | {row['masks']} | {bare:.1f} | {own:.1f} | {ratios} | {shown} | {times} |")
-    reasons = [
-        f"{row['name']}: {way} failed with {figures['failure']}"
+        rates = [_rates(masks_per_s(row, way)) if way in row["rounds"][0] else "–" for way in WAYS]
+        lines.append(f"| {row['name']} | {row['masks']} of {row['scorable']} masks | {' | '.join(rates)} |")
+    lines += ["", "The engine's rate ÷ that of each; *score* is the same for the engine's scoring phase alone.", ""]
+    lines += heading("model", ONE_SESSION, f"{ONE_SESSION}, score", LANES, TORCH, COMPILED)
+    for row in rows:
+        ratios = {way: _interval(figures) for way, figures in row["ratio"].items()}
+        shown = [ratios[ONE_SESSION], _interval(row["score_ratio"]), *(ratios.get(way, "–") for way in WAYS[2:])]
+        lines.append(f"| {row['name']} | {' | '.join(shown)} |")
+    remarks = [
+        f"{row['name']}: at most {row['most_masks']} masks, because a round of more would take minutes."
         for row in rows
-        for way, figures in row["torch"].items()
-        if "failure" in figures
+        if row["most_masks"] < most
     ]
-    return lines + [""] * bool(reasons) + reasons
+    remarks += [
+        f"{row['name']}: {way} failed with {failure}" for row in rows for way, failure in row["failures"].items()
+    ]
+    return lines + [""] * bool(remarks) + [f"* {remark}" for remark in remarks]
 
 
 def _phases(rows: list[dict[str, Any]]) -> list[str]:
-    phases = list(rows[0]["engine_ms"][0])
+    phases = list(rows[0]["rounds"][0][ENGINE])
     lines = [
-        "Milliseconds, medians over the pairs; µs a mask is what an end-to-end mask costs beyond a bare image.",
+        "The engine's milliseconds, medians over the rounds; µs a mask is what a mask costs end to end beyond an image "
+        "of the one session.",
         "",
     ]
     lines += heading("model", *phases, "µs a mask")
     for row in rows:
-        figures = [median(timings[phase] for timings in row["engine_ms"]) for phase in phases]
-        beyond = [own["total"] - bare for own, bare in zip(row["engine_ms"], row["bare_ms"], strict=True)]
+        figures = [median(each[ENGINE][phase] for each in row["rounds"]) for phase in phases]
+        beyond = [each[ENGINE]["total"] - each[ONE_SESSION]["total"] for each in row["rounds"]]
         shown = " | ".join(f"{figure:.1f}" for figure in figures)
         lines.append(f"| {row['name']} | {shown} | {median(beyond) / row['masks'] * 1e3:.0f} |")
     return lines
@@ -155,8 +155,8 @@ def _memory(rows: list[dict[str, Any]]) -> list[str]:
 
 def _noise(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "Other masks: selected by one of engine and torch only. Bare spread: the range of the bare blocks as a share "
-        "of their median. Load: the machine's load average over the minute before the model was measured.",
+        "Other masks: selected by one of engine and torch only. Bare spread: the range of the one session's times "
+        "as a share of their median. Load: the machine's load average over the minute before the model was measured.",
         "",
     ]
     lines += heading("model", "other masks", "scores", "heatmap, mean", "bare spread", "load")
@@ -173,3 +173,7 @@ def _peak_mb(row: Mapping[str, Any]) -> float:
 
 def _interval(figures: Mapping[str, float]) -> str:
     return f"{figures['median']:.3f} ({figures['low']:.3f} … {figures['high']:.3f})"
+
+
+def _rates(rates: list[float]) -> str:
+    return f"{median(rates):.1f} ({min(rates):.1f} … {max(rates):.1f})"

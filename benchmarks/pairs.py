@@ -1,27 +1,27 @@
-"""Comparing two ways by blocks that alternate, so that what slows the machine for a while slows both."""
+"""Comparing several ways by rounds in which each has its turn, so that what slows the machine slows all of them."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TypeVar
 
-_SETTLE_S = 0.2  # the threads of both runtimes spin for some milliseconds after their last work
+_SETTLE_S = 0.2  # the threads of every runtime spin for some milliseconds after their last work
 
 Block = TypeVar("Block")
 
 
 def alternate(
-    first: Callable[[], Block], second: Callable[[], Block], pairs: int, *, settle_s: float = _SETTLE_S
-) -> list[tuple[Block, Block]]:
-    """Run two blocks in turn, in the order first, second, second, first, first, …; return what they returned."""
+    ways: Mapping[str, Callable[[], Block]], rounds: int, *, settle_s: float = _SETTLE_S
+) -> list[dict[str, Block]]:
+    """Run all ways in turn, in every other round backwards; return for each round what they returned."""
     found = []
-    for number in range(pairs):
+    for number in range(rounds):
         results = {}
-        for block in (first, second) if number % 2 == 0 else (second, first):
+        for name in ways if number % 2 == 0 else reversed(list(ways)):
             time.sleep(settle_s)
-            results[block] = block()
-        found.append((results[first], results[second]))
+            results[name] = ways[name]()
+        found.append(results)
     return found
 
 

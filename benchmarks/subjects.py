@@ -47,14 +47,12 @@ class Subject:
         """The network's input."""
         return np.asarray(np.load(self.image), np.float32)
 
-    def network(self, memory_format: torch.memory_format) -> Network | None:
-        """The same network in torch, with weights in this layout; None where there is none in this layout."""
+    def network(self) -> Network:
+        """The same network in torch."""
         if self.name in RANDOM:
             module = torchvision.models.get_model(self.name, weights=None).eval()
             module.load_state_dict(torch.load(_weights(self.source), weights_only=True))
-            return HookedModule(module, RANDOM[self.name], memory_format)
-        if memory_format is not InterpretedModel.memory_format:
-            return None
+            return HookedModule(module, RANDOM[self.name])
         layers = [layer.name for layer in load_bundle(self.bundle).layers]
         return InterpretedModel(TorchNetwork(self.source), layers)
 

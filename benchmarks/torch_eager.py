@@ -27,13 +27,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Network(Protocol):
-    """A classifier in torch whose feature maps can be had.
-
-    Attributes:
-        memory_format: Layout of its weights, and best that of its input.
-    """
-
-    memory_format: torch.memory_format
+    """A classifier in torch whose feature maps can be had, with its weights channels last, the faster layout."""
 
     def tap(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits [1, classes] and F_l [1, C_l, h_l, w_l], with autograd's graph between them."""
@@ -49,17 +43,15 @@ class Network(Protocol):
 
 
 class HookedModule:
-    """A torch module whose feature layers are submodules.
+    """A torch module whose feature layers are submodules; it is brought to channels last, in place.
 
     Args:
         module: The classifier, in evaluation mode.
         layers: Names of the submodules whose outputs are the feature layers, shallow to deep.
-        memory_format: Layout into which the module is brought, in place.
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str], memory_format: torch.memory_format) -> None:
-        self.memory_format = memory_format
-        self._module = module.requires_grad_(False).to(memory_format=memory_format)
+    def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
+        self._module = module.requires_grad_(False).to(memory_format=torch.channels_last)
         self._layers = layers
 
     def tap(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -96,8 +88,6 @@ class InterpretedModel:
         layers: Tensor names of the feature layers, shallow to deep.
     """
 
-    memory_format = torch.channels_last
-
     def __init__(self, network: TorchNetwork, layers: Sequence[str]) -> None:
         self._network = network
         self._layers = list(layers)
@@ -115,7 +105,7 @@ class InterpretedModel:
     def compiled(self, batch: Tensor) -> Callable[[Tensor], Tensor]:
         """See `Network.compiled`; the loop over the nodes is traced away first, else it would break the graph."""
         with torch.inference_mode():
-            return torch.compile(make_fx(self)(batch.contiguous(memory_format=self.memory_format)))
+            return torch.compile(make_fx(self)(batch.contiguous(memory_format=torch.channels_last)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,7 +156,8 @@ def explain(
         batch: Masked images scored in one run of the network.
         forward: What scores the batches instead of `network`, and is given full ones only: a compiled network, which
             would be compiled again for another size.
-        channels: Channels of each layer to score instead of the selected ones, for a comparison mask by mask.
+        channels: Channels of each layer to score instead of the selected ones, so that two programs score the same
+            masks; the selection is made all the same.
     """
     began = time.perf_counter()
     logits, tapped = network.tap(x.detach().clone())
@@ -182,7 +173,7 @@ def explain(
     sums = [torch.zeros(x.shape[2:], dtype=torch.float64) for _ in channels]
     with torch.inference_mode():
         for places, masks in batches(maps, channels, x.shape[2:], batch):
-            images = (x * masks[:, None]).contiguous(memory_format=network.memory_format)
+            images = (x * masks[:, None]).contiguous(memory_format=torch.channels_last)
             if forward is None:
                 logits = network(images)
             else:

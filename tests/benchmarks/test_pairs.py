@@ -3,16 +3,21 @@ import pytest
 from benchmarks import pairs
 
 
-def test_blocks_alternate_and_results_stay_paired() -> None:
+def test_ways_take_turns_and_every_other_round_runs_backwards() -> None:
     calls: list[str] = []
 
     def block(name: str) -> str:
         calls.append(name)
         return f"{name}{len(calls)}"
 
-    found = pairs.alternate(lambda: block("a"), lambda: block("b"), 3, settle_s=0)
-    assert "".join(calls) == "abbaab"
-    assert found == [("a1", "b2"), ("a4", "b3"), ("a5", "b6")]
+    ways = {"a": lambda: block("a"), "b": lambda: block("b"), "c": lambda: block("c")}
+    found = pairs.alternate(ways, 3, settle_s=0)
+    assert "".join(calls) == "abccbaabc"
+    assert found == [
+        {"a": "a1", "b": "b2", "c": "c3"},
+        {"a": "a6", "b": "b5", "c": "c4"},
+        {"a": "a7", "b": "b8", "c": "c9"},
+    ]
 
 
 def test_summary_of_seven_values() -> None:
