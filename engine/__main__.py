@@ -2,32 +2,33 @@
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import load_bundle
-from engine.cli.console import STATUS, print_error, run
+from engine.cli.console import RESULT, STATUS, print_error, print_status, run
 from engine.cli.outputs import Outputs
 from engine.cli.photos import find_photos
 from engine.cli.tables import print_contents, print_explanation, print_origin
-from engine.errors import ImageError, OptionError
+from engine.errors import ImageError, OptionError, printable
 from engine.explainer import Explainer, load
 from engine.explanation import Explanation, save_panel
 from engine.image import Baseline
 from engine.options import Choices, Target, class_indices
 
 _EXIT_CODES = (
-    "Exit codes: 0 done; 2 a mistake that you can mend, told in one line; 1 a bug, with its stack; 130 stopped by "
-    "Ctrl-C, 143 by SIGTERM."
+    "Exit codes: 0 done; 2 a mistake that you can mend, told in one line; 1 a bug, with its stack, or a reader of the "
+    "output that has gone; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP."
 )
+_MOST_DIGITS = 19  # of a class index
 _COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
@@ -36,7 +37,7 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_
 def print_version(asked: bool) -> None:
     """Print the versions of the engine and of its runtime, and end."""
     if asked:
-        Console(highlight=False).print(f"ada-sise-engine {__version__}, onnxruntime {ONNXRUNTIME_VERSION}")
+        RESULT.print(f"ada-sise-engine {__version__}, onnxruntime {ONNXRUNTIME_VERSION}")
         raise typer.Exit
 
 
@@ -46,7 +47,10 @@ def main(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    """Answer "why did the model say that?" from a bundle made by python -m engine.export."""
+    """Answer "why did the model say that?" from a bundle made by python -m engine.export.
+
+    Example: python -m engine explain resnet50.ada cat.jpg -o heatmap.png
+    """
 
 
 @app.command(epilog=_EXIT_CODES)
@@ -105,12 +109,31 @@ def explain(
     if top is not None and top < 1:
         raise OptionError(f"top is {top}; expected a whole number of at least 1")
     chosen = find_photos(photos)
-    outputs = Outputs(output, chosen, several=top is not None or len(target or ()) > 1, maps=maps, replace=force)
+    several = (top or 1) > 1 or len(target or ()) > 1
+    outputs = Outputs(output, chosen, several=several, maps=maps, replace=force)
+    if bundle.resolve() in (output.resolve(), *output.resolve().parents):
+        raise OptionError(f"{output}: lies in the bundle, which holds its own files only; choose another place")
     with STATUS.status("load …"):
         explainer = load(bundle, threads=threads, providers=provider)
-    asked = [parse_target(name, explainer) for name in target or ()] or [None]
-    class_indices(asked, explainer.bundle.classes, explainer.bundle.labels)
-    outputs.make_folder()
+    if explainer.bundle.preprocess is None:
+        raise OptionError(
+            f"{bundle}: holds no preprocessing, so it explains prepared arrays, from Python; export it with "
+            "--preprocess to explain photos"
+        )
+    labels, classes = explainer.bundle.labels, explainer.bundle.classes
+    asked = [parse_target(name, labels or ()) for name in target or ()]
+    fixed = list(dict.fromkeys(class_indices(asked, classes, labels))) if asked else []
+    choices: Choices = {
+        "rule": rule,
+        "mu": mu,
+        "fusion": fusion,
+        "activation": activation,
+        "baseline": parse_baseline(baseline),
+        "batch_size": batch,
+        "max_masks": max_masks,
+        "deadline_ms": deadline_ms,
+        "visualization_maps": maps,
+    }
 
     unread = 0
     quiet, beside_text = not STATUS.is_terminal, sys.stdout.isatty()
@@ -119,34 +142,33 @@ def explain(
         for number, photo in enumerate(chosen):
 
             def show(done: int, planned: int, number: int = number, photo: Path = photo) -> None:
-                description = f"{photo.name}: {done} of {planned} masks"
+                description = f"{printable(photo.name)}: {done} of {planned} masks"
                 bar.update(task, completed=number + done / max(planned, 1), description=description)
 
+            began = time.perf_counter()
             try:
-                results = explain_into(
-                    outputs,
-                    explainer,
-                    photo,
-                    asked if top is None else top_classes(explainer, photo, top),
-                    rule=rule,
-                    mu=mu,
-                    fusion=fusion,
-                    activation=activation,
-                    baseline=parse_baseline(baseline),
-                    batch_size=batch,
-                    max_masks=max_masks,
-                    deadline_ms=deadline_ms,
-                    visualization_maps=maps,
-                    progress=show,
-                )
+                indices = fixed if top is None else top_classes(explainer, photo, top)
+                files = outputs.heatmaps(photo, indices, labels)
+                if top is not None and deadline_ms is not None:
+                    left_ms = deadline_ms - (time.perf_counter() - began) * 1e3
+                    choices["deadline_ms"] = max(left_ms, min(deadline_ms, 1.0))
+                targets: list[Target] = [*indices] if indices else [None]
+                choices["progress"] = show
+                results = explainer.explain(photo, targets, **choices)
             except ImageError as err:
+                named = err if str(photo) in str(err) else ImageError(f"{photo}: {err}")
                 if len(chosen) == 1:
-                    raise
-                print_error(str(err))
+                    raise named from err
+                print_error(str(named))
                 unread += 1
                 continue
-            for result, file in results:
+            outputs.make_folder()
+            for result, file in zip(results, files, strict=True):
+                result.save(file)
                 print_result(result, photo, file, as_json=as_json, table=len(chosen) == len(results) == 1)
+            if maps:
+                save_panel(results, outputs.panel(photo))
+                print_status(f"wrote {outputs.panel(photo)}")
     if unread:
         raise ImageError(f"{unread} of {len(chosen)} photos could not be explained, for the reasons above")
 
@@ -161,41 +183,24 @@ def inspect(
     Example: python -m engine inspect resnet50.ada
     """
     found = load_bundle(bundle)
-    console = Console(highlight=False)
     if as_json:
-        typer.echo(json.dumps(found.manifest, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(found.manifest, indent=2))
         return
-    print_contents(found, console)
-    print_origin(found, console)
-    console.print("every file has the size and the SHA-256 that the manifest lists")
-
-
-def explain_into(
-    outputs: Outputs, explainer: Explainer, photo: Path, targets: Sequence[Target], **choices: Unpack[Choices]
-) -> list[tuple[Explanation, Path]]:
-    """Explain a photo for some classes, and write the pictures; return each result and where it was written."""
-    indices = class_indices(list(targets), explainer.bundle.classes, explainer.bundle.labels)
-    files = outputs.heatmaps(photo, indices, explainer.bundle.labels)
-    results = explainer.explain(photo, list(targets), **choices)
-    for result, file in zip(results, files, strict=True):
-        result.save(file)
-        STATUS.print(f"wrote {file}", soft_wrap=True, markup=False)
-    if outputs.maps:
-        save_panel(results, outputs.panel(photo))
-        STATUS.print(f"wrote {outputs.panel(photo)}", soft_wrap=True, markup=False)
-    return list(zip(results, files, strict=True))
+    print_contents(found, RESULT)
+    print_origin(found, RESULT)
+    RESULT.print("every file has the size and the SHA-256 that the manifest lists")
 
 
 def top_classes(explainer: Explainer, photo: Path, count: int) -> list[int]:
     """Return the classes of the highest scores, the highest first; of equal ones the lower index first."""
-    order = np.argsort(-explainer.classify(photo), kind="stable")
+    logits = explainer.classify(photo, "none")  # of scores, several may be 1, or 0
+    order = np.argsort(-logits, kind="stable")
     return [int(index) for index in order[:count]]
 
 
-def parse_target(target: str, explainer: Explainer) -> Target:
+def parse_target(target: str, labels: Sequence[str]) -> Target:
     """Take a target for a label if the bundle has that label, else for an index if it is a number."""
-    labels = explainer.bundle.labels or ()
-    if target not in labels and target.removeprefix("-").isdecimal():
+    if target not in labels and target.removeprefix("-").isdecimal() and len(target) < _MOST_DIGITS:
         return int(target)
     return target
 
@@ -209,16 +214,16 @@ def parse_baseline(text: str) -> Baseline:
 
 
 def print_result(result: Explanation, photo: Path, file: Path, *, as_json: bool, table: bool) -> None:
-    """Print what an explanation found: as a line of JSON, as a table, or as a line."""
-    console = Console(highlight=False)
+    """Print what an explanation found, as a line of JSON, a table or a line, and where its picture is."""
     if as_json:
-        typer.echo(json.dumps({"photo": str(photo), "heatmap": str(file), **result.report()}, ensure_ascii=False))
+        typer.echo(json.dumps({"photo": str(photo), "heatmap": str(file), **result.report()}))
     elif table:
-        print_explanation(result, console)
+        print_explanation(result, RESULT)
     else:
-        console.print(f"{photo}: {result}", soft_wrap=True, markup=False)
+        RESULT.print(printable(f"{photo}: {result}"), soft_wrap=True, markup=False)
     for warning in result.warnings:
-        STATUS.print(f"warning: {photo}, {result.name}: {warning}", style="yellow", soft_wrap=True, markup=False)
+        print_status(f"warning: {photo}, {result.name}: {warning}", style="yellow")
+    print_status(f"wrote {file}")
 
 
 if __name__ == "__main__":

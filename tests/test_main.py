@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -17,7 +16,8 @@ from PIL import Image
 import engine
 from engine.__main__ import parse_target
 from engine.explanation import draw_panel
-from tests.tiny_cnn import photo_pixels, write_photo
+from engine.export import export
+from tests.tiny_cnn import photo_pixels, write_photo, write_tiny_cnn
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -93,7 +93,7 @@ def test_a_class_index_and_its_warnings(tiny_bundle: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "tiger cat (1): score " in done.stdout
     warnings = [f"warning: {black}, tiger cat (1): {text}" for text in expected.warnings]
-    assert done.stderr.splitlines() == [f"wrote {output}", *warnings]
+    assert done.stderr.splitlines() == [*warnings, f"wrote {output}"]
 
 
 def test_the_remaining_options_reach_the_explainer(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
@@ -160,6 +160,75 @@ def test_several_targets_into_a_folder_with_panels(tiny_bundle: Path, photo: Pat
     expected = draw_panel(results)
     with Image.open(output / "photo.maps.png") as panel:
         assert panel.size == expected.size
+
+
+def test_the_best_classes_are_those_of_the_logits(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    """A sigmoid may be 1 for several classes, and softmax 0."""
+    done = explain(tiny_bundle, photo, "-o", tmp_path / "out", "--top", "5", "--activation", "sigmoid", "--json")
+    assert done.returncode == 0, done.stderr
+    logits = engine.load(tiny_bundle, threads=1).classify(photo, "none")
+    assert [json.loads(line)["target"] for line in done.stdout.splitlines()] == np.argsort(-logits).tolist()
+
+
+def test_the_best_class_into_one_file(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    assert explain(tiny_bundle, photo, "-o", tmp_path / "out.png", "--top", "1").returncode == 0
+    assert (tmp_path / "out.png").exists()
+
+
+def test_a_refused_option_leaves_no_folder(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    for option in (["--rule", "best"], ["--baseline", "grey"], ["--deadline-ms", "0"], ["--batch", "0"]):
+        one_line(explain(tiny_bundle, photo, "-o", tmp_path / "new", *option))
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_class_asked_for_twice_is_explained_once(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    done = explain(tiny_bundle, photo, "-o", tmp_path / "out", "--target", "4", "--target", "cup")
+    assert done.returncode == 0, done.stderr
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["photo.4-cup.png"]
+
+
+def test_no_output_into_the_bundle(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "copy.ada"))
+    before = sorted(bundle.iterdir())
+    for output in (bundle, bundle / "out.png", bundle / "out"):
+        line = one_line(explain(bundle, photo, "-o", output))
+        assert line == f"{output}: lies in the bundle, which holds its own files only; choose another place"
+    assert sorted(bundle.iterdir()) == before
+
+
+def test_a_bundle_without_preprocessing(photo: Path, tmp_path: Path) -> None:
+    model, *_ = write_tiny_cnn(tmp_path)
+    export(model, tmp_path / "tiny.ada", activation="softmax")
+    line = one_line(explain(tmp_path / "tiny.ada", photo, photo.parent, "-o", tmp_path / "out"))
+    assert line == (
+        f"{tmp_path / 'tiny.ada'}: holds no preprocessing, so it explains prepared arrays, from Python; export it with "
+        "--preprocess to explain photos"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--json"], []])
+def test_output_without_room(tiny_bundle: Path, photo: Path, tmp_path: Path, arguments: list[str]) -> None:
+    command = ["-m", "engine", "explain", tiny_bundle, photo, "-o", tmp_path / "out.png", "--threads", "1", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: the output cannot be written: No space left on device; choose another place for it"
+    )
+
+
+def test_a_photo_whose_name_is_no_text(tiny_bundle: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"cat\xff.png")
+    photo = write_photo(tmp_path / name)
+    done = explain(tiny_bundle, photo, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["photo"] == str(photo)
+    assert (tmp_path / "out" / name).exists()
+    done = explain(tiny_bundle, photo, photo, "-o", tmp_path / "out2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"wrote {tmp_path}/out2/cat\\udcff.png\n"
 
 
 def test_a_panel_beside_one_picture(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
@@ -474,7 +543,8 @@ def test_a_foreign_program_that_can_do_without_the_engine_goes_on(tmp_path: Path
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
-@pytest.mark.parametrize(("target", "taken"), [("7", "7"), ("1", 1), ("-1", -1), ("cup", "cup")])
+@pytest.mark.parametrize(
+    ("target", "taken"), [("7", "7"), ("1", 1), ("-1", -1), ("cup", "cup"), ("9" * 5000, "9" * 5000)]
+)
 def test_a_label_that_is_a_number_comes_before_the_index(target: str, taken: int | str) -> None:
-    explainer = SimpleNamespace(bundle=SimpleNamespace(labels=("cup", "7")))
-    assert parse_target(target, explainer) == taken
+    assert parse_target(target, ("cup", "7")) == taken

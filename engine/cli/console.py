@@ -1,5 +1,6 @@
 """What both command lines share: where they print, and how an error or a signal ends them."""
 
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -8,20 +9,22 @@ from types import FrameType
 
 from rich.console import Console
 
-from engine.errors import EngineError
+from engine.errors import EngineError, printable
 
+RESULT = Console(highlight=False, emoji=False)
 STATUS = Console(stderr=True, highlight=False, emoji=False)
 USER_ERROR = 2
 _BY_SIGNAL = 128
+_NO_ROOM = (errno.ENOSPC, errno.EIO)
 _SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
 
 def run(command: Callable[[], object]) -> None:
     """Run a command line.
 
-    An `EngineError`, or too little memory, prints one line on stderr and exits 2; a bug keeps its stack and exits 1.
-    Ctrl-C, SIGTERM and SIGHUP undo what is under way, print one line, and exit 128 and the signal's number, as shells
-    do.
+    An `EngineError`, too little memory, or no room for the output prints one line on stderr and exits 2; a bug keeps
+    its stack and exits 1. Ctrl-C, SIGTERM and SIGHUP undo what is under way, print one line, and exit 128 and the
+    signal's number, as shells do.
     """
     with _signals_exit() as received:
         try:
@@ -36,6 +39,8 @@ def run(command: Callable[[], object]) -> None:
                 )
             elif isinstance(err, EngineError):
                 print_error(str(err))
+            elif isinstance(err, OSError) and err.errno in _NO_ROOM:
+                print_error(f"the output cannot be written: {err.strerror}; choose another place for it")
             else:
                 raise
             sys.exit(USER_ERROR)
@@ -68,6 +73,10 @@ def _signals_exit() -> Iterator[list[signal.Signals]]:
 
 
 def print_error(message: str) -> None:
-    """Print one line, whatever names are in the message: what cannot be printed becomes an escape sequence."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    STATUS.print(f"error: {shown}", style="red", soft_wrap=True, markup=False)
+    """Print what went wrong as one line on stderr."""
+    print_status(f"error: {message}", style="red")
+
+
+def print_status(message: str, style: str | None = None) -> None:
+    """Print one line on stderr."""
+    STATUS.print(printable(message), style=style, soft_wrap=True, markup=False)
