@@ -145,16 +145,9 @@ def explain(
                 description = f"{printable(photo.name)}: {done} of {planned} masks"
                 bar.update(task, completed=number + done / max(planned, 1), description=description)
 
-            began = time.perf_counter()
+            choices["progress"] = show
             try:
-                indices = fixed if top is None else top_classes(explainer, photo, top)
-                files = outputs.heatmaps(photo, indices, labels)
-                if top is not None and deadline_ms is not None:
-                    left_ms = deadline_ms - (time.perf_counter() - began) * 1e3
-                    choices["deadline_ms"] = max(left_ms, min(deadline_ms, 1.0))
-                targets: list[Target] = [*indices] if indices else [None]
-                choices["progress"] = show
-                results = explainer.explain(photo, targets, **choices)
+                results = explain_photo(explainer, photo, fixed, top, outputs, choices)
             except ImageError as err:
                 named = err if str(photo) in str(err) else ImageError(f"{photo}: {err}")
                 if len(chosen) == 1:
@@ -163,11 +156,11 @@ def explain(
                 unread += 1
                 continue
             outputs.make_folder()
-            for result, file in zip(results, files, strict=True):
+            for result, file in results:
                 result.save(file)
                 print_result(result, photo, file, as_json=as_json, table=len(chosen) == len(results) == 1)
             if maps:
-                save_panel(results, outputs.panel(photo))
+                save_panel([result for result, _ in results], outputs.panel(photo))
                 print_status(f"wrote {outputs.panel(photo)}")
     if unread:
         raise ImageError(f"{unread} of {len(chosen)} photos could not be explained, for the reasons above")
@@ -189,6 +182,21 @@ def inspect(
     print_contents(found, RESULT)
     print_origin(found, RESULT)
     RESULT.print("every file has the size and the SHA-256 that the manifest lists")
+
+
+def explain_photo(
+    explainer: Explainer, photo: Path, fixed: Sequence[int], top: int | None, outputs: Outputs, choices: Choices
+) -> list[tuple[Explanation, Path]]:
+    """Explain a photo for fixed classes, for its best ones, or for the best one; return where each result shall go."""
+    began = time.perf_counter()
+    indices = fixed if top is None else top_classes(explainer, photo, top)
+    deadline_ms = choices["deadline_ms"]
+    if top is not None and deadline_ms is not None:  # what ranking the classes took counts too
+        left_ms = deadline_ms - (time.perf_counter() - began) * 1e3
+        choices = {**choices, "deadline_ms": max(left_ms, min(deadline_ms, 1.0))}
+    files = outputs.heatmaps(photo, indices, explainer.bundle.labels)
+    targets: list[Target] = [*indices] if indices else [None]
+    return list(zip(explainer.explain(photo, targets, **choices), files, strict=True))
 
 
 def top_classes(explainer: Explainer, photo: Path, count: int) -> list[int]:
