@@ -80,7 +80,7 @@ def explain(
     baseline: Annotated[
         str, typer.Option(help="What masked-out pixels become: zero, blur, or a colour R,G,B.", metavar="BASELINE")
     ] = "zero",
-    batch: Annotated[int, typer.Option(help="Masked images in one run of the network.", metavar="N")] = 8,
+    batch: Annotated[int, typer.Option(help="Masked images that are scored at a time.", metavar="N")] = 8,
     max_masks: Annotated[int | None, typer.Option(help="Score this many masks at most.", metavar="N")] = None,
     deadline_ms: Annotated[
         float | None, typer.Option(help="Score the masks that fit into this time, per photo.", metavar="MS")

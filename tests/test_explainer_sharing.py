@@ -45,6 +45,14 @@ def explain_with_what_was_inherited(photo: np.ndarray) -> str:
         return str(err)
 
 
+def printed_by(code: str, bundle: Path) -> tuple[str, str]:
+    """What a program that gets the bundle as its argument prints on stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    return done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_get_the_same_bytes_as_alone(tiny_bundle: Path, threads: int) -> None:
     explainer = engine.load(tiny_bundle, threads=threads)
@@ -149,10 +157,7 @@ def test_a_thread_that_outlives_the_main_thread(tiny_bundle: Path) -> None:
         "    print(explainer.explain(np.full((40, 50, 3), 90, np.uint8), rule='all').complete)\n"
         "threading.Thread(target=work).start()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_bundle)], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert printed_by(code, tiny_bundle) == ("True\n", "")
 
 
 def test_a_program_without_logging_sees_nothing(tiny_bundle: Path) -> None:
@@ -162,8 +167,5 @@ def test_a_program_without_logging_sees_nothing(tiny_bundle: Path) -> None:
         "result = engine.load(sys.argv[1], threads=1).explain(np.zeros((40, 50, 3), np.uint8), max_masks=1)\n"
         "assert result.warnings\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_bundle)], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("", "")
+    assert printed_by(code, tiny_bundle) == ("", "")
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("engine").handlers)
