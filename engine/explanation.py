@@ -78,19 +78,22 @@ class Explanation:
         label: Its name, or None when the bundle has no labels.
         class_score: Its score for the unmasked image, by `activation`.
         activation: `softmax`, `sigmoid` or `none`.
-        rule: Selection rule.
-        mu: Share of the largest gradient that rule `positive` asks for.
-        fusion: `hard` or `soft`.
-        baseline: What masked-out pixels became.
-        layers: One report per feature layer, shallow to deep.
+        method: Name of the method.
+        options: The method's own options.
+        layers: One report per feature layer, shallow to deep; empty for methods that do not work on all of them.
         max_masks: The most masks that the caller allowed; None for all.
         deadline_ms: When the result should have been there, in milliseconds after the call; None for no deadline.
-        scored: Number of masks of this class that were scored, over all layers.
-        scorable: Number of masks that the rule selected and that are not flat.
+        scored: Number of masks of this class that were scored, or of changed images that were differentiated.
+        scorable: Number of masks that there were to score: of Ada-SISE those that the rule selected and that are not
+            flat. 0 for a method that changes no image.
         complete: Whether every scorable mask was scored.
+        evaluations: How many images each graph of the bundle has computed, by its name, in the whole call: classes
+            explained together share them.
+        figures: What the method measures of itself, by name.
         timings_ms: Milliseconds by phase, of the whole call: classes explained together share them.
         warnings: What the reader of the heatmap should know.
         picture: The part of the photo that the network saw.
+        attribution: float32 [C, H, W], the signed contribution of every input value, or None for methods without it.
         visualization_maps: float32 [H, W] per layer, None for a skipped layer; None unless asked for.
     """
 
@@ -99,19 +102,20 @@ class Explanation:
     label: str | None
     class_score: float
     activation: str
-    rule: str
-    mu: float
-    fusion: str
-    baseline: str | tuple[float, ...]
+    method: str
+    options: Mapping[str, object]
     layers: tuple[LayerReport, ...]
     max_masks: int | None
     deadline_ms: float | None
     scored: int
     scorable: int
     complete: bool
+    evaluations: Mapping[str, int]
+    figures: Mapping[str, float]
     timings_ms: Mapping[str, float]
     warnings: tuple[str, ...]
     picture: Image.Image = field(repr=False)
+    attribution: NDArray[np.float32] | None = field(default=None, repr=False)
     visualization_maps: tuple[NDArray[np.float32] | None, ...] | None = field(default=None, repr=False)
 
     @property
@@ -119,8 +123,15 @@ class Explanation:
         """What people call the class: its label and index, or its index alone."""
         return f"class {self.target}" if self.label is None else f"{self.label} ({self.target})"
 
+    @property
+    def how(self) -> str:
+        """The method, its options and the masks, in one line."""
+        options = [f"{name} {_words(value)}" for name, value in self.options.items() if value not in (None, 0.0)]
+        return " · ".join([self.method, *options, *(f"{masks} scored" for masks in self._masks())])
+
     def __str__(self) -> str:
-        return f"{self.name}: score {self.class_score:.3f}, {self._masks()}, {self.timings_ms['total']:.0f} ms"
+        facts = [f"score {self.class_score:.3f}", *self._masks(), f"{self.timings_ms['total']:.0f} ms"]
+        return f"{self.name}: {', '.join(facts)}"
 
     def overlay(self, opacity: float = 0.7) -> Image.Image:
         """Draw the heatmap over the part of the photo that the network saw, at the photo's own resolution.
@@ -151,19 +162,22 @@ class Explanation:
 
     def report(self) -> dict[str, object]:
         """Return everything but the images, in JSON's types."""
-        left_out = ("heatmap", "picture", "visualization_maps")
+        left_out = ("heatmap", "picture", "attribution", "visualization_maps")
         entries = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in left_out}
-        return entries | {
+        copies = {name: dict(value) for name, value in entries.items() if isinstance(value, Mapping)}
+        return {
+            **entries,
+            **copies,
             "layers": [layer.as_json() for layer in self.layers],
-            "timings_ms": dict(self.timings_ms),
+            "options": _in_json(self.options),
         }
 
     def save(self, path: str | Path) -> None:
         """Write the explanation to a file.
 
         Args:
-            path: `*.png` for the figure; `*.npz` for `heatmap`, the visualization maps that are there as
-                `visualization_map_1` …, and `report`, JSON text; it loads without pickle.
+            path: `*.png` for the figure; `*.npz` for `heatmap`, `attribution` if it is there, the visualization maps
+                that are there as `visualization_map_1` …, and `report`, JSON text; it loads without pickle.
 
         Raises:
             OptionError: The name ends in something else, or the file cannot be written.
@@ -175,20 +189,18 @@ class Explanation:
     def _title(self) -> str:
         return f"class {self.target}" if self.label is None else self.label
 
-    def _masks(self) -> str:
+    def _masks(self) -> tuple[str, ...]:
+        if self.scorable == 0 and not self.layers:
+            return ()
         part = "" if self.scored == self.scorable else f" of {self.scorable}"
-        return f"{self.scored}{part} masks"
+        return (f"{self.scored}{part} masks",)
 
     def _subtitle(self) -> tuple[str, ...]:
         score = f"{self.class_score:.4g} (logit)"
         if self.activation != "none":
             score = f"{_percent(self.class_score)} ({self.activation})"
         index = "" if self.label is None else f"class {self.target} · "
-        rule = f"rule {self.rule}" + (f" with mu {self.mu:g}" if self.mu else "")
-        baseline = self.baseline
-        if not isinstance(baseline, str):
-            baseline = f"colour ({', '.join(f'{value:g}' for value in baseline)})"
-        return f"{index}score {score}", f"{rule} · fusion {self.fusion} · baseline {baseline} · {self._masks()} scored"
+        return f"{index}score {score}", self.how
 
     def _row(self) -> Row:
         if self.visualization_maps is None:
@@ -211,6 +223,8 @@ class Explanation:
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         maps = enumerate(self.visualization_maps or (), start=1)
         views = {f"visualization_map_{number}": view for number, view in maps if view is not None}
+        if self.attribution is not None:
+            views["attribution"] = self.attribution
         return {"heatmap": self.heatmap, "report": np.array(json.dumps(self.report())), **views}
 
 
@@ -273,6 +287,25 @@ def _why_empty(layer: LayerReport) -> str:
     if layer.scored == 0:
         return f"none of {layer.selected - layer.flat} masks was scored"
     return "its masks add up to a constant map"
+
+
+def _words(value: object) -> str:
+    """Return an option's value as people write it."""
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_words, value))})"
+    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _in_json(options: Mapping[str, object]) -> dict[str, object]:
+    """Return options in JSON's types."""
+    return {
+        name: [float(number) for number in value]
+        if isinstance(value, tuple | list)
+        else value.item()
+        if isinstance(value, np.generic)
+        else value
+        for name, value in options.items()
+    }
 
 
 def _percent(share: float) -> str:

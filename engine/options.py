@@ -1,18 +1,20 @@
-"""What a caller may choose of the method, checked at the edge."""
+"""What a caller may choose, checked at the edge."""
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
 
 from engine.bundle import ACTIVATIONS
 from engine.errors import OptionError, TargetError
 from engine.image import Baseline
-from engine.kernels import FUSIONS, RULES
 from engine.pace import Cancel, Progress
+
+if TYPE_CHECKING:
+    from engine.methods import Method
 
 Target: TypeAlias = int | str | None
 Targets: TypeAlias = list[int] | list[str] | list[Target] | tuple[Target, ...]
@@ -20,14 +22,31 @@ Targets: TypeAlias = list[int] | list[str] | list[Target] | tuple[Target, ...]
 TOP_CLASS = -1
 
 
-class Choices(TypedDict, total=False):
-    """The keywords of `Explainer.explain`, which documents them."""
+class MethodOptions(TypedDict, total=False):
+    """The options of all methods; each method documents, and takes, its own."""
 
     rule: str
     mu: float
     fusion: str
-    activation: str | None
     baseline: Baseline
+    layer: str | None
+    masks: int
+    cells: int
+    probability: float
+    seed: int
+    samples: int
+    noise: float
+    steps: int
+    groups: int
+    areas: Sequence[float]
+    iterations: int
+
+
+class Choices(MethodOptions, total=False):
+    """The keywords of `Explainer.explain`, which documents them."""
+
+    method: "str | Method"
+    activation: str | None
     batch_size: int
     max_masks: int | None
     deadline_ms: float | None
@@ -38,35 +57,27 @@ class Choices(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to explain; checked when made.
+    """How to ask the network; checked when made.
 
     Attributes:
-        rule: One of `RULES`.
-        mu: For rule `positive`: keep maps whose average gradient exceeds mu times the largest, from 0 up to 1.
-        fusion: One of `FUSIONS`.
         activation: What turns logits into class scores.
-        batch_size: Masked images scored in one run of the network.
+        batch_size: Changed images scored at a time.
         max_masks: The most masks to score for a class; None for all.
         deadline_ms: When the result shall be there, in milliseconds after the call; None for no deadline.
+        progress: Told how far it is.
+        cancel: Ends it.
     """
 
-    rule: str
-    mu: float
-    fusion: str
     activation: str
-    batch_size: int
-    max_masks: int | None
-    deadline_ms: float | None
+    batch_size: int = 8
+    max_masks: int | None = None
+    deadline_ms: float | None = None
+    progress: Progress | None = None
+    cancel: Cancel | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("rule", RULES), ("fusion", FUSIONS), ("activation", ACTIVATIONS)):
-            expect_known(name, getattr(self, name), known)
-        if not _is_number(self.mu) or not 0 <= self.mu < 1:
-            raise OptionError(f"mu is {self.mu!r}; expected a number from 0 up to 1")
-        if self.mu > 0 and self.rule != "positive":
-            raise OptionError(f"mu is {self.mu:g} with rule {self.rule!r}; only rule 'positive' takes mu")
-        if not _is_whole(self.batch_size) or self.batch_size < 1:
-            raise OptionError(f"batch_size is {self.batch_size!r}; expected a whole number of at least 1")
+        expect_known("activation", self.activation, ACTIVATIONS)
+        expect_whole("batch_size", self.batch_size)
         if self.max_masks is not None and (not _is_whole(self.max_masks) or self.max_masks < 1):
             raise OptionError(
                 f"max_masks is {self.max_masks!r}; expected a whole number of at least 1, or None for all"
@@ -75,18 +86,12 @@ class Options:
             raise OptionError(
                 f"deadline_ms is {self.deadline_ms!r}; expected a positive number of milliseconds, or None for none"
             )
-
-
-def expect_callbacks(progress: Progress | None, cancel: Cancel | None) -> None:
-    """Check what the caller gives to watch and to stop an explanation.
-
-    Raises:
-        OptionError: They are of another kind.
-    """
-    if progress is not None and not callable(progress):
-        raise OptionError(f"progress is {progress!r}; expected a function of the masks scored and the masks planned")
-    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-        raise OptionError(f"cancel is {cancel!r}; expected a flag with is_set(), such as threading.Event")
+        if self.progress is not None and not callable(self.progress):
+            raise OptionError(
+                f"progress is {self.progress!r}; expected a function of the masks scored and the masks planned"
+            )
+        if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
+            raise OptionError(f"cancel is {self.cancel!r}; expected a flag with is_set(), such as threading.Event")
 
 
 def _is_whole(value: object) -> bool:
@@ -95,6 +100,36 @@ def _is_whole(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return _is_whole(value) or isinstance(value, float | np.floating)
+
+
+def expect_whole(name: str, value: object, least: int = 1) -> None:
+    """Check an option that is a whole number.
+
+    Raises:
+        OptionError: It is something else, or too small.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise OptionError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
+def expect_number(name: str, value: object, inside: Callable[[float], bool], range_: str) -> None:
+    """Check an option that is a number.
+
+    Args:
+        name: The option's name.
+        value: What was given.
+        inside: Tells whether a number is allowed.
+        range_: Names the numbers that are allowed, after "a number".
+
+    Raises:
+        OptionError: It is something else, or not allowed.
+    """
+    if (
+        not isinstance(value, int | float | np.integer | np.floating)
+        or isinstance(value, bool)
+        or not inside(float(value))
+    ):
+        raise OptionError(f"{name} is {value!r}; expected a number {range_}")
 
 
 def expect_known(name: str, value: str, known: Sequence[str]) -> None:

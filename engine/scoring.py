@@ -1,45 +1,44 @@
-"""Scoring masked images in batches: the phase in which the network runs hundreds of times."""
+"""Running the network on changed images in batches: the phase in which it runs hundreds of times."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends import Session
 from engine.errors import BackendError, ImageError
-from engine.kernels import MaskWriter, activate
+from engine.kernels import activate
 from engine.pace import Pace
 
+Floats = NDArray[np.float32]
+Write: TypeAlias = Callable[[range, Floats], None]
+"""Writes the rows of these numbers, in this order, over the first rows of a batch [n, *shape]."""
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ScoredMasks:
-    """The scored masks of one layer, of all classes together.
 
-    Attributes:
-        channels: int64 [n], ascending.
-        scores: float64 [n, K], the masks' scores for the K classes.
-        minimum: float64 [n], minimum of each upsampled map.
-        extent: float64 [n], maximum less minimum of each upsampled map.
+class Rows(Protocol):
+    """What the network is run on, row by row: images, or feature maps, that were changed.
+
+    The rows are written into the batch when their turn has come, so that they are never all there at a time.
     """
 
-    channels: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    minimum: NDArray[np.float64]
-    extent: NDArray[np.float64]
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Sizes of one row: C, H and W."""
+        ...
 
-    def positions_of(self, channels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return, for each of these channels, its position among the scored ones, or −1 where it was not scored."""
-        positions = np.full(int(max(channels.max(initial=-1), self.channels.max(initial=-1))) + 1, -1, np.int64)
-        positions[self.channels] = np.arange(len(self.channels))
-        return positions[channels]
+    def __len__(self) -> int: ...
+
+    def writer(self) -> Write:
+        """Return a function that writes rows; every thread has one of its own."""
+        ...
 
 
-def finite(tensor: NDArray[np.generic]) -> NDArray[np.float32]:
+def finite(tensor: NDArray[np.generic]) -> Floats:
     """Return what the network computed as float32.
 
     Raises:
@@ -54,70 +53,91 @@ def finite(tensor: NDArray[np.generic]) -> NDArray[np.float32]:
     return values
 
 
-def score_masks(
-    forward: Session,
-    image: NDArray[np.float32],
-    baseline: NDArray[np.float32] | None,
-    maps: Sequence[NDArray[np.float32]],
-    masks: Sequence[tuple[int, int]],
+def score_rows(
+    session: Session,
+    rows: Rows,
     classes: Sequence[int],
     activation: str,
     batch_size: int,
     pace: Pace,
-) -> list[ScoredMasks]:
-    """Score the image under the masks that the given feature maps make.
-
-    The batch is shared out among as many runs at a time as the session is made for. Each run fills its part of the
-    batch and scores it, in a thread of its own; the caller's thread watches, so that progress is told there.
+    count: int | None = None,
+) -> NDArray[np.float64]:
+    """Score rows for some classes.
 
     Args:
-        forward: The network, image [N, C, H, W] → logits [N, classes].
-        image: Network input x, float32 [C, H, W].
-        baseline: What masked-out pixels become, float32 [C, H, W], or None for zeros.
-        maps: Feature maps of each layer, float32 [1, C_l, h_l, w_l].
-        masks: (layer, channel) of each mask in the order in which they are scored; none of the maps is flat.
+        session: A graph from rows [N, C, H, W] to logits [N, classes].
+        rows: What to score.
         classes: Indices of the K classes whose scores are kept.
         activation: What turns logits into class scores.
-        batch_size: Masked images that all runs together hold, but one at least in each.
+        batch_size: Rows that all runs together hold, but one at least in each.
         pace: Says before each run how far to go.
+        count: Score the first so many; None for all.
 
     Returns:
-        The scored masks of each layer.
+        float64 [n, K], the scores of the first n rows: of all that were asked for, if the pace let them.
 
     Raises:
         ImageError: The network computes NaN or infinity.
         CancelledError: The caller wants no result any more.
         BackendError: The runtime failed, or the system has no more threads.
     """
-    scores = np.empty((len(masks), len(classes)))
-    minimum, extent = np.empty(len(masks)), np.empty(len(masks))
-    lanes = max(1, min(forward.runs_at_once, len(masks)))
-    rows = max(1, min(batch_size, len(masks)) // lanes)
-    queue = _Queue(len(masks), lanes, rows, pace)
+    count = len(rows) if count is None else count
+    scores = np.empty((count, len(classes)))
+
+    def keep(part: range, outputs: list[NDArray[np.generic]]) -> None:
+        scores[part.start : part.stop] = activate(finite(outputs[0]), activation)[:, classes]
+
+    return scores[: run_rows(session, rows, count, batch_size, pace, keep)]
+
+
+def run_rows(
+    session: Session,
+    rows: Rows,
+    count: int,
+    batch_size: int,
+    pace: Pace,
+    keep: Callable[[range, list[NDArray[np.generic]]], None],
+    beside: Callable[[range], list[NDArray[np.generic]]] = lambda _: [],
+) -> int:
+    """Run a graph on rows, in batches.
+
+    The batch is shared out among as many runs at a time as the session is made for. Each run fills its part of the
+    batch and computes it, in a thread of its own; the caller's thread watches, so that progress is told there.
+
+    Args:
+        session: A graph whose first input is rows [N, C, H, W].
+        rows: What to run it on.
+        count: Run it on the first so many.
+        batch_size: Rows that all runs together hold, but one at least in each.
+        pace: Says before each run how far to go.
+        keep: Takes the numbers of the rows of a run, and the graph's outputs for them; called in several threads.
+        beside: Gives the graph's other inputs for the rows of these numbers.
+
+    Returns:
+        How many rows were run, from the first.
+
+    Raises:
+        CancelledError: The caller wants no result any more.
+        BackendError: The runtime failed, or the system has no more threads.
+    """
+    lanes = max(1, min(session.runs_at_once, count))
+    most = max(1, min(batch_size, count) // lanes)
+    queue = _Queue(count, lanes, most, pace)
 
     def work() -> None:
-        writer, batch = MaskWriter(image, baseline), np.empty((rows, *image.shape), np.float32)
+        write, batch = rows.writer(), np.empty((most, *rows.shape), np.float32)
         while part := queue.take():
             began = time.perf_counter()
-            for row, mask in enumerate(part):
-                layer, channel = masks[mask]
-                minimum[mask], extent[mask] = writer.write(maps[layer][0, channel], batch[row])
-            (logits,) = forward.run([batch[: len(part)]])
-            scores[part.start : part.stop] = activate(finite(logits), activation)[:, classes]
+            write(part, batch)
+            keep(part, session.run([batch[: len(part)], *beside(part)]))
             queue.finish(part, time.perf_counter() - began)
 
     done = 0
     with _threads(queue, lanes, work):
         for done in queue.watch():
-            pace.report(done, len(masks))
+            pace.report(done, count)
     pace.expect_wanted()
-    scored = np.array(masks[:done], np.int64).reshape(done, 2)
-    by_layer = []
-    for layer in range(len(maps)):
-        own = np.flatnonzero(scored[:, 0] == layer)
-        own = own[np.argsort(scored[own, 1])]
-        by_layer.append(ScoredMasks(scored[own, 1], scores[own], minimum[own], extent[own]))
-    return by_layer
+    return done
 
 
 @contextmanager
@@ -163,17 +183,17 @@ def _threads(queue: "_Queue", count: int, work: Callable[[], None]) -> Iterator[
 
 
 class _Queue:
-    """The masks that wait to be scored: lanes take them, each in its own thread, and the caller's thread watches.
+    """The rows that wait to be run: lanes take them, each in its own thread, and the caller's thread watches.
 
     Args:
-        masks: How many there are.
+        rows: How many there are.
         lanes: How many lanes take them.
         most: The most that a lane may take at a time.
         pace: Says how far to go.
     """
 
-    def __init__(self, masks: int, lanes: int, most: int, pace: Pace) -> None:
-        self._masks = masks
+    def __init__(self, rows: int, lanes: int, most: int, pace: Pace) -> None:
+        self._rows = rows
         self._lanes = lanes
         self._most = most
         self._pace = pace
@@ -183,16 +203,16 @@ class _Queue:
         self._finished: SimpleQueue[int | None] = SimpleQueue()
 
     def take(self) -> range:
-        """Give a lane the next masks, by their numbers; none when there is nothing left to do."""
+        """Give a lane the next rows, by their numbers; none when there is nothing left to do."""
         with self._lock:
-            room = 0 if self._stopped else self._pace.room(self._taken, self._masks)
-            left = self._masks - self._taken
+            room = 0 if self._stopped else self._pace.room(self._taken, self._rows)
+            left = self._rows - self._taken
             part = range(self._taken, self._taken + min(room, self._most, -(-left // self._lanes)))  # all end together
             self._taken = part.stop
             return part
 
     def finish(self, part: range, seconds: float) -> None:
-        """Take note that masks were scored, and of the time that it took."""
+        """Take note that rows were run, and of the time that it took."""
         with self._lock:
             self._pace.measured(len(part), seconds)
         self._finished.put(len(part))
@@ -202,12 +222,12 @@ class _Queue:
         self._finished.put(None)
 
     def stop(self) -> None:
-        """Give out no more masks."""
+        """Give out no more rows."""
         with self._lock:
             self._stopped = True
 
     def watch(self) -> Iterator[int]:
-        """Yield how many masks were scored, at the beginning and whenever there are more, until no lane works."""
+        """Yield how many rows were run, at the beginning and whenever there are more, until no lane works."""
         done, working = 0, self._lanes
         yield done
         while working:

@@ -91,14 +91,14 @@ def test_a_tapped_graph_without_targets(bundle: Path) -> None:
 
 def test_a_tapped_graph_that_explains_another_class(tiny_bundle: Path) -> None:
     explainer = engine.load(tiny_bundle, threads=1)
-    tapped, forward = explainer._sessions
+    tapped = explainer._network.session("tapped")
 
     class Forged:
         def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
             logits, classes, *rest = tapped.run(inputs)
             return [logits, classes - 1, *rest]
 
-    explainer._sessions = (Forged(), forward)
+    explainer._network._sessions["tapped"] = Forged()
     text = (
         "tapped.onnx: says that it explained the classes [2, -1]; expected [3, 0]: it is not what python -m "
         "engine.export writes, export the model again"

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_max_masks_keeps_the_strongest_of_each_layer(explainer: engine.Explainer
 def test_the_heatmap_of_a_budget_equals_the_formula(explainer: engine.Explainer, random: np.random.Generator) -> None:
     x = random.normal(size=(1, 3, *SIZE)).astype(np.float32)
     result = explainer.explain(x, 2, rule="all", max_masks=9, visualization_maps=True)
-    _, _, *rest = explainer._sessions[0].run([x, np.array([2])])
+    _, _, *rest = explainer._network.session("tapped").run([x, np.array([2])])
     assert result.visualization_maps is not None
     views = []
     for layer, maps in zip(result.layers, rest[:3], strict=True):
@@ -106,7 +107,20 @@ def scoring_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("engine-scoring")]
 
 
-def test_what_progress_raises_reaches_the_caller(with_threads: engine.Explainer) -> None:
+def test_what_progress_raises_reaches_the_caller(
+    with_threads: engine.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = with_threads._network.session("forward")
+
+    class Slow:
+        runs_at_once = forward.runs_at_once
+
+        def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+            time.sleep(0.02)  # so that the threads are still there when progress is told
+            return forward.run(inputs)
+
+    monkeypatch.setitem(with_threads._network._sessions, "forward", Slow())
+
     def progress(done: int, _planned: int) -> None:
         assert len(scoring_threads()) > 0
         if done:
@@ -151,7 +165,7 @@ def test_cancelling_by_another_thread_while_the_caller_waits(with_threads: engin
 
 
 def test_a_lane_that_fails_ends_the_others(with_threads: engine.Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    tapped, forward = with_threads._sessions
+    forward = with_threads._network.session("forward")
     runs = []
 
     class Failing:
@@ -163,7 +177,7 @@ def test_a_lane_that_fails_ends_the_others(with_threads: engine.Explainer, monke
                 raise engine.BackendError("the runtime failed")
             return forward.run(inputs)
 
-    monkeypatch.setattr(with_threads, "_sessions", (tapped, Failing()))
+    monkeypatch.setitem(with_threads._network._sessions, "forward", Failing())
     with pytest.raises(engine.BackendError, match=r"^the runtime failed$"):
         with_threads.explain(photo_pixels(), rule="all", batch_size=1)
     assert 2 <= len(runs) <= 1 + forward.runs_at_once + 1

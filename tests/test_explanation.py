@@ -55,16 +55,16 @@ def make(**changes: object) -> Explanation:
         "label": "espresso",
         "class_score": 0.87654,
         "activation": "softmax",
-        "rule": "otsu",
-        "mu": 0.0,
-        "fusion": "hard",
-        "baseline": (1.0, 2.0, 3.0),
+        "method": "ada-sise",
+        "options": {"rule": "otsu", "mu": 0.0, "fusion": "hard", "baseline": (1.0, 2.0, 3.0)},
         "layers": LAYERS,
         "max_masks": None,
         "deadline_ms": None,
         "scored": 2,
         "scorable": 2,
         "complete": True,
+        "evaluations": {"tapped": 1, "forward": 2},
+        "figures": {},
         "timings_ms": {"tap": 1.5, "total": 12.49},
         "warnings": ("layer 'relu2' gave no mask: no feature map was selected",),
         "picture": Image.fromarray(photo_pixels(40, 54)),
@@ -77,10 +77,8 @@ REPORT = {
     "label": "espresso",
     "class_score": 0.87654,
     "activation": "softmax",
-    "rule": "otsu",
-    "mu": 0.0,
-    "fusion": "hard",
-    "baseline": [1.0, 2.0, 3.0],
+    "method": "ada-sise",
+    "options": {"rule": "otsu", "mu": 0.0, "fusion": "hard", "baseline": [1.0, 2.0, 3.0]},
     "layers": [
         {
             "name": "relu1",
@@ -116,6 +114,8 @@ REPORT = {
     "scored": 2,
     "scorable": 2,
     "complete": True,
+    "evaluations": {"tapped": 1, "forward": 2},
+    "figures": {},
     "timings_ms": {"tap": 1.5, "total": 12.49},
     "warnings": ["layer 'relu2' gave no mask: no feature map was selected"],
 }
@@ -149,7 +149,7 @@ def test_report_in_json() -> None:
 
 def test_report_says_everything_but_the_images() -> None:
     names = {field.name for field in dataclasses.fields(Explanation)}
-    assert set(make().report()) == names - {"heatmap", "picture", "visualization_maps"}
+    assert set(make().report()) == names - {"heatmap", "picture", "attribution", "visualization_maps"}
     (first, _) = LAYERS
     assert set(first.as_json()) == {field.name for field in dataclasses.fields(LayerReport)}
 
@@ -176,7 +176,7 @@ def test_a_real_report_in_json(tiny_bundle: Path, options: dict[str, object]) ->
     report = strict_json(explanation.report())
     assert isinstance(report, dict)
     assert report["target"] == explanation.target == options.get("target", 0)
-    assert report["rule"] == options.get("rule", "otsu")
+    assert report["options"]["rule"] == options.get("rule", "otsu")
     assert report["class_score"] == explanation.class_score
     assert [layer["scored"] for layer in report["layers"]] == [layer.scored for layer in explanation.layers]
     assert report["scored"] == sum(layer["scored"] for layer in report["layers"]) > 0
@@ -219,7 +219,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 HEAD = ["espresso", "class 3 · score 87.7% (softmax)"]
-HOW = "rule otsu · fusion hard · baseline colour (1, 2, 3) · 2 masks scored"
+HOW = "ada-sise · rule otsu · fusion hard · baseline (1, 2, 3) · 2 masks scored"
 WARNING = "Warning: layer 'relu2' gave no mask: no feature map was selected"
 
 
@@ -246,8 +246,8 @@ def test_a_figure_says_what_it_shows(texts: list[str]) -> None:
         ({"class_score": 0.0}, [HEAD[0], "class 3 · score 0.0% (softmax)", HOW]),
         ({"activation": "none", "class_score": -7.30612}, [HEAD[0], "class 3 · score -7.306 (logit)", HOW]),
         (
-            {"rule": "positive", "mu": 0.25, "fusion": "soft", "baseline": "zero", "scorable": 7},
-            [*HEAD, "rule positive with mu 0.25 · fusion soft · baseline zero · 2 of 7 masks scored"],
+            {"method": "sise", "options": {"mu": 0.25, "fusion": "soft", "baseline": "zero"}, "scorable": 7},
+            [*HEAD, "sise · mu 0.25 · fusion soft · baseline zero · 2 of 7 masks scored"],
         ),
     ],
 )
@@ -257,6 +257,13 @@ def test_the_head_of_a_figure_and_of_a_panel(texts: list[str], changes: dict[str
     texts.clear()
     make(visualization_maps=(HEATMAP, None), **changes).panel()
     assert texts[: len(lines)] == lines
+
+
+def test_a_method_without_layers_and_masks(texts: list[str]) -> None:
+    explanation = make(method="grad-cam", options={"layer": None}, layers=(), scored=0, scorable=0, warnings=())
+    explanation.figure()
+    assert texts[:3] == [*HEAD, "grad-cam"]
+    assert str(explanation) == "espresso (3): score 0.877, 12 ms"
 
 
 def test_a_panel_says_what_each_layer_did(texts: list[str]) -> None:

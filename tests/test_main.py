@@ -67,7 +67,7 @@ def test_a_table_and_a_picture(tiny_bundle: Path, photo: Path, tmp_path: Path) -
     for layer in expected.layers:
         counts = (layer.channels, layer.positive, layer.selected, layer.flat, layer.scored)
         assert [layer.name, *map(str, counts)] in words
-    assert "rule otsu, fusion hard, activation softmax" in done.stdout
+    assert "ada-sise · rule otsu · fusion hard · baseline zero · " in done.stdout
 
 
 def test_every_option_reaches_the_explainer(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_every_option_reaches_the_explainer(tiny_bundle: Path, photo: Path, tmp_
     )
     assert done.returncode == 0, done.stderr
     assert "tiger cat (1): score " in done.stdout
-    assert "rule positive, fusion soft, activation softmax" in done.stdout
+    assert "ada-sise · rule positive · fusion soft · baseline zero · " in done.stdout
     expected = engine.load(tiny_bundle, threads=1).explain(photo, 1, rule="positive", fusion="soft")
     with np.load(output, allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["heatmap"], expected.heatmap)
@@ -111,9 +111,9 @@ def test_the_remaining_options_reach_the_explainer(tiny_bundle: Path, photo: Pat
         np.testing.assert_array_equal(arrays["visualization_map_3"], expected.visualization_maps[2])
         report = json.loads(str(arrays["report"]))
     assert report["deadline_ms"] == 600000.0
-    kept = ("activation", "baseline", "max_masks", "scored", "scorable", "complete", "class_score")
+    assert report["options"]["baseline"] == [10.0, 20.0, 30.0]
+    kept = ("activation", "max_masks", "scored", "scorable", "complete", "class_score")
     assert {key: report[key] for key in kept} == {key: expected.report()[key] for key in kept[:1]} | {
-        "baseline": [10.0, 20.0, 30.0],
         "max_masks": 5,
         "scored": 5,
         "scorable": expected.scorable,

@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.errors import ImageError
+from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.pace import Pace
-from engine.scoring import ScoredMasks, score_masks
+from engine.scoring import score_rows
 from tests.reference import method
 
 SHAPE = (3, 20, 24)
@@ -50,8 +51,9 @@ def score(
     after: int = 10**9,
 ) -> tuple[list[ScoredMasks], list[int]]:
     network = MeanNetwork(runs_at_once)
-    scored = score_masks(network, x, None, maps, masks, [2, 0], "none", batch_size, Stop(after))
-    return scored, network.batch_sizes
+    rows = FeatureMasks(x, None, maps, masks)
+    scores = score_rows(network, rows, [2, 0], "none", batch_size, Stop(after))
+    return rows.by_layer(scores), network.batch_sizes
 
 
 @pytest.mark.parametrize(
@@ -70,22 +72,22 @@ def test_scores_equal_the_formula_whatever_the_batch(
     random: np.random.Generator, batch_size: int, runs_at_once: int, batches: list[int]
 ) -> None:
     x = random.normal(size=SHAPE).astype(np.float32)
-    maps = [random.random((1, 5, 4, 6), np.float32), random.random((1, 7, 3, 3), np.float32)]
+    maps = [random.random((5, 4, 6), np.float32), random.random((7, 3, 3), np.float32)]
     order = [(1, 4), (0, 3), (1, 1), (1, 6), (0, 0), (1, 2)]
     layers, sizes = score(maps, order, x, batch_size, runs_at_once=runs_at_once)
     assert sorted(sizes) == sorted(batches)
     for layer, layer_maps, kept in zip(layers, maps, ([0, 3], [1, 2, 4, 6]), strict=True):
-        masks = method.masks(layer_maps[0, kept], *SHAPE[1:])
+        masks = method.masks(layer_maps[kept], *SHAPE[1:])
         expected = (x[None].astype(np.float64) * masks[:, None]).mean(axis=(2, 3))[:, [2, 0]]
         assert layer.channels.tolist() == kept
         np.testing.assert_allclose(layer.scores, expected, atol=1e-6)
-        upsampled = method.upsample(layer_maps[0, kept], *SHAPE[1:])
+        upsampled = method.upsample(layer_maps[kept], *SHAPE[1:])
         np.testing.assert_allclose(layer.minimum, upsampled.min(axis=(1, 2)), rtol=1e-6)
         np.testing.assert_allclose(layer.extent, np.ptp(upsampled, axis=(1, 2)), rtol=1e-5)
 
 
 def test_what_is_not_reached_is_left_out(random: np.random.Generator) -> None:
-    maps = [random.random((1, 5, 4, 6), np.float32), random.random((1, 7, 3, 3), np.float32)]
+    maps = [random.random((5, 4, 6), np.float32), random.random((7, 3, 3), np.float32)]
     masks = [(1, 4), (0, 3), (1, 1), (1, 6), (0, 0), (1, 2)]
     x = random.normal(size=SHAPE).astype(np.float32)
     layers, sizes = score(maps, masks, x, 4, after=5)
@@ -101,11 +103,11 @@ def test_what_is_not_reached_is_left_out(random: np.random.Generator) -> None:
 def test_a_network_that_computes_nan(random: np.random.Generator) -> None:
     x = np.full(SHAPE, np.nan, np.float32)
     with pytest.raises(ImageError, match=r"^the network computes NaN or infinity for this image; expected finite "):
-        score([random.random((1, 2, 3, 3), np.float32)], [(0, 1)], x, 4)
+        score([random.random((2, 3, 3), np.float32)], [(0, 1)], x, 4)
 
 
 def test_nothing_to_score(random: np.random.Generator) -> None:
-    layers, sizes = score([random.random((1, 2, 3, 3), np.float32)], [], np.ones(SHAPE, "f"), 4)
+    layers, sizes = score([random.random((2, 3, 3), np.float32)], [], np.ones(SHAPE, "f"), 4)
     assert sizes == []
     assert layers[0].scores.shape == (0, 2)
 
@@ -119,7 +121,7 @@ def test_positions_of_channels() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_masks(random: np.random.Generator) -> None:
-    x, maps = random.normal(size=SHAPE).astype(np.float32), [random.random((1, 400, 4, 4), np.float32)]
+    x, maps = random.normal(size=SHAPE).astype(np.float32), [random.random((400, 4, 4), np.float32)]
 
     def peak(count: int) -> int:
         tracemalloc.start()

@@ -19,11 +19,9 @@ def print_explanation(result: Explanation, console: Console) -> None:
     for layer in result.layers:
         counts = (layer.channels, layer.positive, layer.selected, layer.flat, layer.scored)
         table.add_row(_plain(layer.name), *map(str, counts))
-    console.print(table)
+    console.print(table if result.layers else _plain(str(result), style="bold"))
     phases = ", ".join(f"{phase} {ms:.0f}" for phase, ms in result.timings_ms.items())
-    console.print(
-        f"rule {result.rule}, fusion {result.fusion}, activation {result.activation}; ms: {phases}", soft_wrap=True
-    )
+    console.print(_plain(f"{result.how} · activation {result.activation}; ms: {phases}"), soft_wrap=True)
 
 
 def print_origin(bundle: Bundle, console: Console) -> None:

@@ -4,7 +4,7 @@ One module a phase: `select` (average gradients → channels), `mask` (feature m
 visualization map), `fuse` (visualization maps → heatmap); `resample` is the upsampling that two of them share.
 """
 
-from engine.kernels.combine import activate, visualization_map
+from engine.kernels.combine import activate, scale_to_unit, visualization_map
 from engine.kernels.fuse import FUSIONS, fuse, otsu_threshold
 from engine.kernels.mask import MaskWriter, is_flat
 from engine.kernels.select import RULES, Selection, otsu_split, select_channels
@@ -19,6 +19,7 @@ __all__ = [
     "is_flat",
     "otsu_split",
     "otsu_threshold",
+    "scale_to_unit",
     "select_channels",
     "visualization_map",
 ]

@@ -1,0 +1,43 @@
+"""The explanation methods: one small class each, whose fields are its options.
+
+They share what `engine.probe.Probe` offers: the tapped pass, scoring and differentiating in batches, budgets, progress.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from engine.errors import OptionError
+from engine.methods.ada_sise import AdaSise, Sise
+from engine.methods.base import Attribution, Method
+
+__all__ = ["METHODS", "AdaSise", "Attribution", "Method", "Sise", "create_method"]
+
+METHODS: dict[str, type[Method]] = {
+    "ada-sise": AdaSise,
+    "sise": Sise,
+}
+
+
+def create_method(method: str | Method, options: Mapping[str, object]) -> Method:
+    """Return a method with its options.
+
+    Args:
+        method: One of `METHODS`, or a method that is made already: then there are no options.
+        options: The method's own options.
+
+    Raises:
+        OptionError: There is no such method, or it has no such option, or the option has no meaning.
+    """
+    if not isinstance(method, str):
+        if not callable(getattr(method, "explain", None)):
+            raise OptionError(f"method is {method!r}; expected one of {', '.join(METHODS)}, or a method object")
+        if options:
+            raise OptionError(f"{', '.join(options)}: given beside a method object, which has its options already")
+        return method
+    if method not in METHODS:
+        raise OptionError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    known = [field.name for field in fields(METHODS[method])]
+    for name in options:
+        if name not in known:
+            raise OptionError(f"{name}: is no option of method {method!r}; expected some of {', '.join(known)}")
+    return METHODS[method](**options)

@@ -1,0 +1,295 @@
+"""One image before the network: what methods and measures ask it."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.bundle import Bundle
+from engine.errors import BundleError, OptionError
+from engine.image import Baseline, Photo, make_baseline, prepare
+from engine.kernels import activate
+from engine.network import Network
+from engine.options import TOP_CLASS, Options
+from engine.pace import Pace, expect_wanted
+from engine.scoring import Rows, finite, run_rows, score_rows
+
+Floats = NDArray[np.float32]
+
+_CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
+_GRADIENT_COST = 4  # an upper estimate, in forward passes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tapped:
+    """What the tapped pass gave for one image.
+
+    Attributes:
+        maps: F_l of each layer, float32 [C_l, h_l, w_l].
+        averages: α_l of each layer for the K classes, float32 [K, C_l]: the sum of ∂logit/∂F_l over h and w.
+    """
+
+    maps: tuple[Floats, ...]
+    averages: tuple[Floats, ...]
+
+
+class Probe:
+    """One image and the classes that are asked about.
+
+    Args:
+        bundle: The compiled model.
+        network: Its graphs.
+        photo: The image, as `engine.image.prepare` takes it.
+        targets: Indices of the classes, `TOP_CLASS` for the top-1 class.
+        options: How to ask.
+        finish_s: What a method needs for each class after its last run of the network, in seconds: a deadline leaves
+            so much.
+
+    Raises:
+        ImageError: The image cannot be read or does not fit.
+
+    Attributes:
+        bundle: The compiled model.
+        image: The network's input, float32 [1, C, H, W].
+        picture: The part of the photo that the network sees.
+        options: How to ask.
+        clock: What took how long.
+        evaluations: How many images each graph has computed, by the graph's name.
+        scored_at: When the network last ended a run, by `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        network: Network,
+        photo: Photo,
+        targets: Sequence[int],
+        options: Options,
+        finish_s: float = 0.0,
+    ) -> None:
+        self.clock = Clock()
+        self.bundle = bundle
+        self.options = options
+        self.evaluations: dict[str, int] = {}
+        self._network = network
+        self._targets = targets
+        self._logits: Floats | None = None
+        self._tapped: Tapped | None = None
+        self._finish_s = finish_s
+        self._image_s = 1.0
+        with self.clock("prepare"):
+            prepared = prepare(photo, bundle.preprocess, bundle.image_shape)
+        self.image, self.picture = prepared.array, prepared.picture
+        self.scored_at = time.perf_counter()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """H and W of the network's input."""
+        return self.bundle.image_shape[1:]
+
+    @property
+    def logits(self) -> Floats:
+        """The logits of the unchanged image, float32 [1, classes]: of the tapped pass, else of a run of their own.
+
+        Raises:
+            ImageError: The network computes NaN or infinity.
+            BackendError: The runtime failed.
+        """
+        if self._logits is None:
+            with self.clock("classify"):
+                self._logits = finite(self.run("forward", [self.image])[0])
+            self._image_s = _GRADIENT_COST * self.clock.timings_ms["classify"] / 1e3
+        return self._logits
+
+    @property
+    def classes(self) -> list[int]:
+        """Indices of the K classes, the top-1 class by its own."""
+        top = int(self.logits.argmax())
+        return [top if target == TOP_CLASS else int(target) for target in self._targets]
+
+    def class_scores(self) -> NDArray[np.float64]:
+        """Return the scores of the unchanged image for the K classes, float64 [K]."""
+        scores: NDArray[np.float64] = activate(self.logits, self.options.activation)[0, self.classes]
+        return scores
+
+    def baseline(self, baseline: Baseline) -> Floats | None:
+        """Make what masked-out pixels become; see `engine.image.make_baseline`."""
+        return make_baseline(baseline, self.image, self.bundle.preprocess)
+
+    def tap(self) -> Tapped:
+        """Run the tapped pass, once.
+
+        Raises:
+            ImageError: The network computes NaN or infinity.
+            CancelledError: The caller wants no result any more.
+            BundleError: The tapped graph is not one that the exporter writes.
+            BackendError: The runtime failed.
+        """
+        if self._tapped is None:
+            with self.clock("tap"):
+                self._tapped = self._tap()
+            self._image_s = self.clock.timings_ms["tap"] / 1e3  # a tapped run holds a forward one
+        return self._tapped
+
+    def layer_gradients(self, layer: int) -> Floats:
+        """Return ∂logit/∂F_l for the K classes, float32 [K, C_l, h_l, w_l], by the gradient companions.
+
+        Args:
+            layer: Number of the feature layer, from 0.
+
+        Raises:
+            ImageError: The network computes NaN or infinity.
+            BackendError: The runtime failed.
+        """
+        maps = self.tap().maps
+        with self.clock("gradient"):
+            gradient = np.zeros((len(self.classes), self.bundle.classes), np.float32)
+            gradient[np.arange(len(self.classes)), self.classes] = 1.0
+            for number in range(len(maps), layer, -1):
+                name = "head" if number == len(maps) else f"block{number + 1}"
+                gradient = finite(self.run(f"{name}.grad", [maps[number - 1][None], gradient])[0])
+        return gradient
+
+    def run(self, graph: str, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """Run a graph of the bundle once, unless the caller wants no result any more.
+
+        Raises:
+            CancelledError: The caller wants no result any more.
+            BundleError: The bundle has no such graph, or another than its manifest says.
+            BackendError: The runtime failed.
+        """
+        session = self._network.session(graph)
+        expect_wanted(self.options.cancel)
+        outputs = session.run(inputs)
+        self._count(graph, len(inputs[0]))
+        return outputs
+
+    def score(self, rows: Rows, count: int | None = None, graph: str = "forward") -> NDArray[np.float64]:
+        """Score changed images, or feature maps of the last layer, for the K classes.
+
+        Args:
+            rows: What to score, the most important first: a deadline may leave the last out.
+            count: Score the first so many; None for all.
+            graph: `forward`, or `head` for feature maps.
+
+        Returns:
+            float64 [n, K], the scores of the first n rows.
+
+        Raises:
+            ImageError: The network computes NaN or infinity.
+            CancelledError: The caller wants no result any more.
+            BackendError: The runtime failed, or the system has no more threads.
+        """
+        classes, session, options = self.classes, self._network.session(graph), self.options
+        pace = self.pace(graph)
+        with self.clock("score"):
+            scores = score_rows(session, rows, classes, options.activation, options.batch_size, pace, count)
+        self._count(graph, len(scores))
+        return scores
+
+    def gradients(
+        self, rows: Rows, targets: NDArray[np.int64], count: int, keep: Callable[[range, Floats, Floats], None]
+    ) -> int:
+        """Differentiate logits at changed images.
+
+        Args:
+            rows: The images [C, H, W].
+            targets: int64 [n], for each of them the class whose logit is differentiated.
+            count: Take the first so many.
+            keep: Takes the numbers of the images of a run, their logits float32 [m, classes] and ∂logit/∂image
+                float32 [m, C, H, W], in order.
+
+        Returns:
+            How many images were taken: a deadline may leave the last out.
+
+        Raises:
+            ImageError: The network computes NaN or infinity.
+            CancelledError: The caller wants no result any more.
+            BundleError: The bundle has no gradient graph.
+            BackendError: The runtime failed.
+        """
+        session = self._network.session("gradient")  # runs one at a time, so that `keep` is called in order
+        _ = self.logits
+
+        def take(part: range, outputs: list[NDArray[np.generic]]) -> None:
+            keep(part, finite(outputs[0]), finite(outputs[1]))
+
+        def beside(part: range) -> list[NDArray[np.generic]]:
+            return [targets[part.start : part.stop]]
+
+        pace = self.pace("gradient")
+        with self.clock("score"):
+            done = run_rows(session, rows, count, self.options.batch_size, pace, take, beside)
+        self._count("gradient", done)
+        return done
+
+    def pace(self, graph: str) -> Pace:
+        """Return what says before each run of a graph how far to go."""
+        ends = self.options.deadline_ms
+        if ends is not None:
+            ends = self.clock.began + ends / 1e3 - self._finish_s * len(self._targets)
+        runs = self._network.session(graph).runs_at_once
+        return Pace(ends=ends, mask_s=self._image_s * runs, progress=self.options.progress, cancel=self.options.cancel)
+
+    def within_budget(self, count: int) -> int:
+        """Return how many of so many changed images the caller allows."""
+        most = self.options.max_masks
+        return count if most is None else min(count, most)
+
+    def layer_number(self, name: str | None) -> int:
+        """Return the number of a feature layer from 0, by its name; None is the last layer.
+
+        Raises:
+            OptionError: The bundle has no such layer.
+        """
+        names = [layer.name for layer in self.bundle.layers]
+        if name is None:
+            return len(names) - 1
+        if name not in names:
+            raise OptionError(f"layer is {name!r}; expected one of {', '.join(names)}, or None for the last")
+        return names.index(name)
+
+    def _count(self, graph: str, images: int) -> None:
+        self.evaluations[graph] = self.evaluations.get(graph, 0) + images
+        self.scored_at = time.perf_counter()
+
+    def _tap(self) -> Tapped:
+        averages: list[list[Floats]] = []
+        for start in range(0, len(self._targets), _CLASSES_AT_ONCE):
+            part = np.array(self._targets[start : start + _CLASSES_AT_ONCE], np.int64)
+            logits, indices, *rest = self.run("tapped", [self.image, part])
+            count = len(rest) // 2
+            self._logits = finite(logits)
+            meant = self.classes[start : start + _CLASSES_AT_ONCE]
+            if indices.tolist() != meant:
+                raise BundleError(
+                    f"tapped.onnx: says that it explained the classes {indices.tolist()}; expected {meant}: it is not "
+                    "what python -m engine.export writes, export the model again"
+                )
+            averages.append([finite(alpha) for alpha in rest[count:]])
+        maps = [finite(layer)[0] for layer in rest[:count]]
+        return Tapped(
+            maps=tuple(maps), averages=tuple(np.concatenate(alphas) for alphas in zip(*averages, strict=True))
+        )
+
+
+class Clock:
+    """Adds up the time spent in each phase, in milliseconds; began now, by `time.perf_counter`."""
+
+    def __init__(self) -> None:
+        self.timings_ms: dict[str, float] = {}
+        self.began = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the time within a `with` block to a phase."""
+        began = time.perf_counter()
+        yield
+        self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + (time.perf_counter() - began) * 1e3
+
+    def stop(self) -> None:
+        """Note the time since the clock was made as `total`."""
+        self.timings_ms["total"] = (time.perf_counter() - self.began) * 1e3
