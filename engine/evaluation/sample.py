@@ -57,7 +57,7 @@ class Dataset:
         samples: Its photos.
 
     Raises:
-        DatasetError: There is no photo, or two have the same name.
+        DatasetError: There is no photo, two have the same name, or one has a name that cannot be written as text.
     """
 
     form: str
@@ -71,6 +71,8 @@ class Dataset:
             if sample.name in names:
                 raise DatasetError(f"{sample.name}: is listed twice; expected each photo once")
             names.add(sample.name)
+            if not all(_is_text(name) for name in (sample.name, *sample.labels)):
+                raise DatasetError(f"{sample.name!r}: has a name that is no text; expected names in UTF-8")
 
     @property
     def has_boxes(self) -> bool:
@@ -159,3 +161,8 @@ def expect_inside(folder: Path, name: object, subject: str) -> Path:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written: not if it holds half a character, as from a file name in another encoding."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 from engine.errors import OptionError
 from engine.evaluation.sample import Box
+
+Facts: TypeAlias = dict[str, object]
+Row: TypeAlias = tuple[Any, ...]  # as SQLite's columns are
 
 _APPLICATION = 0x41534531  # what marks the file as ours
 _SCHEMA = """
@@ -21,7 +24,8 @@ CREATE TABLE pairs (
     photo TEXT NOT NULL REFERENCES photos, class INTEGER NOT NULL, label TEXT NOT NULL, score REAL NOT NULL,
     box_share REAL, boxes TEXT NOT NULL, PRIMARY KEY (photo, class)
 );
-CREATE TABLE methods (method TEXT PRIMARY KEY, options TEXT NOT NULL);
+CREATE TABLE methods (name TEXT PRIMARY KEY, facts TEXT NOT NULL);
+CREATE TABLE metrics (name TEXT PRIMARY KEY, facts TEXT NOT NULL);
 CREATE TABLE explanations (
     photo TEXT NOT NULL, class INTEGER NOT NULL, method TEXT NOT NULL REFERENCES methods, engine TEXT NOT NULL,
     milliseconds REAL, scored INTEGER, scorable INTEGER, evaluations TEXT NOT NULL, warnings TEXT NOT NULL, error TEXT,
@@ -144,7 +148,7 @@ class Store:
                         f"{self.path}: holds results with {name} {known[name]}; expected {value}, as now asked for: "
                         "choose another folder, or ask as before"
                     )
-            for name, value in (settings | notes if isinstance(settings, dict) else {**settings, **notes}).items():
+            for name, value in {**settings, **notes}.items():
                 self._connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
 
     def photos(self) -> dict[str, tuple[str | None, str | None]]:
@@ -182,22 +186,29 @@ class Store:
             for photo, target, label, score, share, boxes in rows
         ]
 
-    def add_method(self, method: str, options: Mapping[str, object]) -> None:
-        """Write a method with all its options, once."""
-        with self._transaction():
-            text = json.dumps(options, sort_keys=True)
-            self._connection.execute("INSERT OR IGNORE INTO methods VALUES (?, ?)", (method, text))
-            ((known,),) = self._rows("SELECT options FROM methods WHERE method = ?", (method,))
-            if known != text:
-                raise OptionError(
-                    f"{self.path}: holds results of method {method!r} with the options {known}; expected {text}: another "
-                    "version of the engine made them, choose another folder"
-                )
+    def add_method(self, name: str, facts: Facts) -> None:
+        """Write a method with all its options, once.
 
-    def methods(self) -> dict[str, dict[str, object]]:
-        """Return the options of each method, in the order in which they came."""
-        rows = self._rows("SELECT method, options FROM methods ORDER BY rowid")
-        return {method: json.loads(options) for method, options in rows}
+        Raises:
+            OptionError: It is there already, and had other ones.
+        """
+        self._describe("methods", name, facts)
+
+    def methods(self) -> dict[str, Facts]:
+        """Return what was written of each method, in the order in which they came."""
+        return self._described("methods")
+
+    def add_metric(self, name: str, facts: Facts) -> None:
+        """Write a measure with what its values mean, once.
+
+        Raises:
+            OptionError: It is there already, and meant something else.
+        """
+        self._describe("metrics", name, facts)
+
+    def metrics(self) -> dict[str, Facts]:
+        """Return what was written of each measure, in the order in which they came."""
+        return self._described("metrics")
 
     def add(self, outcome: Outcome) -> None:
         """Write what a method gave for a pair, in one transaction; what is there of the two already is replaced."""
@@ -221,26 +232,96 @@ class Store:
                     raise ValueError(f"{metric} of {key} is {value}; expected a finite number or None")
                 self._connection.execute("INSERT INTO measures VALUES (?, ?, ?, ?, ?)", (*key, metric, value))
 
-    def outcomes(self, *, with_heatmaps: bool = False) -> Iterator[Outcome]:
-        """Give what was written, by photo, class and method."""
+    def outcomes(self) -> list[Outcome]:
+        """Return what was written, by photo, class and method, without the heatmaps."""
         measures: dict[tuple[str, int, str], dict[str, float | None]] = {}
         for photo, target, method, metric, value in self._rows("SELECT * FROM measures ORDER BY rowid"):
             measures.setdefault((photo, target, method), {})[metric] = value
-        heatmap = "heatmap" if with_heatmaps else "heatmap IS NOT NULL"
-        columns = f"photo, class, method, engine, milliseconds, scored, scorable, evaluations, warnings, error, {heatmap}"
+        found = []
+        columns = "photo, class, method, engine, milliseconds, scored, scorable, evaluations, warnings, error"
         for row in self._rows(f"SELECT {columns} FROM explanations ORDER BY photo, class, method"):
-            photo, target, method, engine, ms, scored, scorable, evaluations, warnings, error, picture = row
-            yield Outcome(
-                photo=photo,
-                target=target,
-                method=method,
-                engine=engine,
-                milliseconds=ms,
-                scored=scored,
-                scorable=scorable,
-                evaluations=json.loads(evaluations),
-                warnings=tuple(json.loads(warnings)),
-                measures=measures.get((photo, target, method), {}),
-                error=error,
-                heatmap=picture if with_heatmaps else None,
+            photo, target, method, engine, ms, scored, scorable, evaluations, warnings, error = row
+            found.append(
+                Outcome(
+                    photo=photo,
+                    target=target,
+                    method=method,
+                    engine=engine,
+                    milliseconds=ms,
+                    scored=scored,
+                    scorable=scorable,
+                    evaluations=json.loads(evaluations),
+                    warnings=tuple(json.loads(warnings)),
+                    measures=measures.get((photo, target, method), {}),
+                    error=error,
+                )
             )
+        return found
+
+    def heatmaps(self) -> dict[tuple[str, int, str], bytes]:
+        """Return the gallery's heatmaps by photo, class and method."""
+        rows = self._rows("SELECT photo, class, method, heatmap FROM explanations WHERE heatmap IS NOT NULL")
+        return {(photo, target, method): heatmap for photo, target, method, heatmap in rows}
+
+    def _prepare(self) -> None:
+        """Begin the file, or check that it is ours."""
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        with self._transaction():
+            ((application,),) = self._rows("PRAGMA application_id")
+            ((tables,),) = self._rows("SELECT count(*) FROM sqlite_schema")
+            if tables == 0:
+                for statement in _SCHEMA.split(";\n"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            elif application != _APPLICATION:
+                raise OptionError(
+                    f"{self.path}: is a database of another program or version; expected results of python -m engine "
+                    "evaluate, or no file: choose another folder"
+                )
+
+    def _describe(self, table: str, name: str, facts: Facts) -> None:
+        text = json.dumps(facts, sort_keys=True)
+        with self._transaction():
+            self._connection.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (name, text))
+            ((known,),) = self._rows(f"SELECT facts FROM {table} WHERE name = ?", (name,))
+            if known != text:
+                raise OptionError(
+                    f"{self.path}: holds results of {name!r} as {known}; expected {text}, as now asked for: choose "
+                    "another folder"
+                )
+
+    def _described(self, table: str) -> dict[str, Facts]:
+        return {
+            name: json.loads(facts) for name, facts in self._rows(f"SELECT name, facts FROM {table} ORDER BY rowid")
+        }
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[Row]:
+        with self._told():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Write all of what is done within, or nothing."""
+        with self._told():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say what SQLite cannot do with the file."""
+        try:
+            yield
+        except sqlite3.DatabaseError as err:
+            raise OptionError(
+                f"{self.path}: cannot be used as results file: {err}; choose another folder, or wait until no other "
+                "process writes it"
+            ) from err
+
+
+def _boxes(text: str) -> tuple[Box, ...]:
+    return tuple((left, top, right, bottom) for left, top, right, bottom in json.loads(text))
