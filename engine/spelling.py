@@ -56,6 +56,11 @@ def spell(method: Method) -> str:
     return method.name + "".join(changed)
 
 
+def option_texts(method: Method) -> dict[str, str]:
+    """Return every option of a method as text, by name."""
+    return {field.name: _written(getattr(method, field.name)) for field in fields(method)}
+
+
 def _value(option: str, text: str, hint: object) -> object:
     """Read a value by the type of its field; of a union the first that fits, texts last."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
