@@ -8,25 +8,60 @@ from collections.abc import Sequence
 from engine.errors import OptionError
 from engine.metrics.adcc import Adcc
 from engine.metrics.base import Explained, Metric
-from engine.metrics.boxes import BoxMetric, bbox_share, box_mask, energy_in_boxes, pointing_game
-from engine.metrics.perturbation import Perturbation, score_together
+from engine.metrics.boxes import BboxShare, EnergyInBoxes, PointingGame, box_mask
+from engine.metrics.perturbation import (
+    Deletion,
+    Drop,
+    Gain,
+    Increase,
+    Insertion,
+    Perturbation,
+    SoftDrop,
+    SoftIncrease,
+    score_together,
+)
 from engine.metrics.randomisation import Cascade, Randomisation
 from engine.metrics.stability import Stability
 
 __all__ = [
     "METRICS",
+    "Adcc",
+    "BboxShare",
     "Cascade",
+    "Deletion",
+    "Drop",
+    "EnergyInBoxes",
     "Explained",
+    "Gain",
+    "Increase",
+    "Insertion",
     "Metric",
-    "bbox_share",
+    "PointingGame",
+    "Randomisation",
+    "SoftDrop",
+    "SoftIncrease",
+    "Stability",
     "box_mask",
     "create_metrics",
-    "energy_in_boxes",
     "measure",
-    "pointing_game",
 ]
 
-METRICS: dict[str, Metric] = {}
+METRICS: dict[str, Metric] = {
+    "ebpg": EnergyInBoxes(),
+    "bbox": BboxShare(),
+    "pointing": PointingGame(),
+    "drop": Drop(),
+    "increase": Increase(),
+    "soft-drop": SoftDrop(),
+    "soft-increase": SoftIncrease(),
+    "gain": Gain(),
+    "deletion": Deletion(),
+    "insertion": Insertion(),
+    "adcc": Adcc(),
+    "stability": Stability(),
+    "randomisation": Randomisation(),
+}
+"""With their default options; make one yourself for others."""
 
 
 def create_metrics(names: Sequence[str]) -> list[Metric]:
@@ -35,27 +70,35 @@ def create_metrics(names: Sequence[str]) -> list[Metric]:
     Raises:
         OptionError: There is no such measure.
     """
-    unknown = [name for name in names if name not in METRICS]
-    if unknown:
-        raise OptionError(f"metric is {unknown[0]!r}; expected one of {', '.join(METRICS)}")
+    for name in names:
+        if name not in METRICS:
+            raise OptionError(f"metric is {name!r}; expected one of {', '.join(METRICS)}")
     return [METRICS[name] for name in names]
 
 
-def measure(explained: Explained, metrics: Sequence[str | Metric]) -> dict[str, float | None]:
-    """Measure one explanation.
+def measure(explained: Explained, metrics: Sequence[Metric]) -> dict[str, float | None]:
+    """Measure one explanation; all changed images are scored together, each once.
 
     Args:
         explained: The explanation.
-        metrics: Names of `METRICS`, or measures with options of their own.
+        metrics: No two of the same name.
 
     Returns:
-        The value of each measure by its name, in this order; None where it is not defined.
+        The value of each measure by its name, in this order; None where it is not defined: means leave it out.
 
     Raises:
-        OptionError: There is no such measure.
+        OptionError: Two measures have the same name.
         ImageError: The network computes NaN or infinity.
         CancelledError: The caller wants no result any more.
         BundleError: The bundle lacks a graph that the method needs.
         BackendError: The runtime failed, or the system has no more threads.
     """
-    raise NotImplementedError
+    names = [metric.name for metric in metrics]
+    for name in names:
+        if names.count(name) > 1:
+            raise OptionError(f"metric {name!r} is asked for {names.count(name)} times; expected each once")
+    values = score_together(explained, [metric for metric in metrics if isinstance(metric, Perturbation)])
+    for metric in metrics:
+        if metric.name not in values:
+            values[metric.name] = metric.compute(explained)
+    return {name: values[name] for name in names}

@@ -1,7 +1,7 @@
 """What a measure is, and what it measures."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +51,10 @@ class Explained:
                 f"probe has a deadline of {self.probe.options.deadline_ms:g} ms; expected none: a measure needs all "
                 "its scores"
             )
-        if self.box_mask is not None and (self.box_mask.dtype, self.box_mask.shape) != (bool, self.heatmap.shape):
+        mask = self.box_mask
+        if mask is not None and (mask.dtype != np.bool_ or mask.shape != self.heatmap.shape):
             raise OptionError(
-                f"box_mask is {self.box_mask.dtype} {list(self.box_mask.shape)}; expected bool "
+                f"box_mask is {mask.dtype} {list(mask.shape)}; expected bool "
                 f"{list(self.heatmap.shape)}, the heatmap's shape: make it with engine.metrics.box_mask"
             )
 
@@ -109,18 +110,12 @@ class Metric(Protocol):
         cost: What it runs, in words: forward passes, explanations.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def higher_is_better(self) -> bool: ...
-    @property
-    def needs_boxes(self) -> bool: ...
-    @property
-    def cost(self) -> str: ...
+    name: ClassVar[str]
+    title: ClassVar[str]
+    unit: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    needs_boxes: ClassVar[bool]
+    cost: ClassVar[str]
 
     def compute(self, explained: Explained) -> float | None:
         """Measure one explanation.
