@@ -39,7 +39,7 @@ class Measure:
     def text(self, value: float, *, signed: bool = False) -> str:
         """Return a value as tables show it."""
         digits = 1 if self.unit == "%" else 3
-        return f"{value:{'+' if signed else ''}.{digits}f}"
+        return f"{value:{'+' if signed else ''}z.{digits}f}"
 
     def range_text(self, interval: Interval, *, signed: bool = False) -> str:
         """Return an interval as tables show it; empty where there is none."""
