@@ -29,7 +29,7 @@ def parse_method(text: str, known: Mapping[str, type[Method]], options: Mapping[
         raise OptionError(f"method is {name!r}; expected one of {', '.join(known)}")
     given = dict(options or {})
     for word in rest:
-        option, equals, value = word.partition("=")
+        option, equals, value = (part.strip() for part in word.partition("="))
         if not equals:
             raise OptionError(f"method {text!r}: has {word!r}; expected OPTION=VALUE after each colon")
         if option in given:

@@ -83,7 +83,7 @@ def _size(root: ElementTree.Element, file: Path) -> tuple[int, int] | None:
     width, height = (_number(root.findtext(f"size/{side}"), f"{file}: size") for side in ("width", "height"))
     if width == height == 0:  # some tools write that when they do not know
         return None
-    return expect_size(_whole(width), _whole(height), file.name)
+    return expect_size(_whole(width), _whole(height), str(file))
 
 
 def _whole(number: float) -> object:
