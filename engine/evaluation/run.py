@@ -94,7 +94,8 @@ def evaluate(
     steps = _steps(store, chosen, named, measures, choice.gallery)
     with ExitStack() as stack:
         cascades = [stack.enter_context(Cascade(explainer, m.seed)) for m in measures if isinstance(m, Randomisation)]
-        runner = _Runner(explainer, matching.classes, activation, choice.batch_size, cascades, cancel)
+        hashes = {name: sha256 for name, (sha256, _) in store.photos().items()}
+        runner = _Runner(explainer, matching.classes, hashes, activation, choice.batch_size, cascades, cancel)
         done, planned = 0, sum(map(len, steps.values()))
         for sample in chosen:
             for step in steps[sample.name]:
@@ -202,6 +203,7 @@ class _Runner:
         self,
         explainer: Explainer,
         classes: Mapping[str, int],
+        hashes: Mapping[str, str | None],
         activation: str,
         batch_size: int,
         cascades: Sequence[Cascade],
@@ -209,6 +211,7 @@ class _Runner:
     ) -> None:
         self._explainer = explainer
         self._classes = classes
+        self._hashes = hashes
         self._activation = activation
         self._batch_size = batch_size
         self._cascade = cascades[0] if cascades else None
@@ -227,7 +230,7 @@ class _Runner:
             return replace(key, error=str(err))
 
     def _run(self, sample: Sample, step: _Step, store: Store, key: Outcome) -> Outcome:
-        picture = self._open(sample, store)
+        picture = self._open(sample)
         target = step.pair.target
         explanation = self._explainer.explain(
             picture,
@@ -264,12 +267,13 @@ class _Runner:
             heatmap=heatmap,
         )
 
-    def _open(self, sample: Sample, store: Store) -> Image.Image:
+    def _open(self, sample: Sample) -> Image.Image:
         if self._picture is None or self._name != sample.name:
-            self._picture, self._name = open_photo(sample, self._explainer), sample.name
-            if sha256_of(sample.photo) != store.photos()[sample.name][0]:
-                self._picture = None
+            self._picture, self._name = None, sample.name
+            picture = open_photo(sample, self._explainer)
+            if sha256_of(sample.photo) != self._hashes[sample.name]:
                 raise ImageError(f"{sample.photo}: is not the photo of the earlier results; expected the same file")
+            self._picture = picture
         return self._picture
 
 
