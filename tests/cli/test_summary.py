@@ -1,0 +1,39 @@
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from engine.cli.summary import print_summary
+from engine.evaluation import summarise
+from tests.evaluation.results import write_results
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_row_for_each_measure_and_a_column_for_each_method(tmp_path: Path, width: int) -> None:
+    """In a narrow terminal the methods come one after the other."""
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    with write_results(tmp_path / "results.sqlite") as store:
+        print_summary(summarise(store, "sise"), console)
+    text = console.file.getvalue()
+    assert all(len(line) <= width for line in text.splitlines())
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert ("sise ada-sise rise:masks=9" in lines) == (width == 80)
+    assert ("EBPG ↑ % 40.0 50.0 45.0" in lines) == (width == 80)
+    assert ("EBPG ↑ % 50.0" in lines) == (width == 40)
+    for line in ("all: 4 pairs", "large boxes: 1 pairs", "small boxes: difference from sise"):
+        assert line in lines
+    if width == 80:
+        assert "EBPG ↑ % +0.0 +5.0" in lines
+        assert "sise 4 3 0 25 forward 2, tapped 1" in lines
+        assert "rise:masks=9 1 1 1 10 forward 0, tapped 1" in lines
+
+
+def test_the_best_mean_is_bold(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=80, highlight=False, force_terminal=True, color_system=None)
+    with write_results(tmp_path / "results.sqlite") as store:
+        print_summary(summarise(store), console)
+    text = console.file.getvalue()
+    assert "\x1b[1m50.0\x1b[0m" in text
+    assert "\x1b[1m0.125\x1b[0m" in text
+    assert "\x1b[1m40.0" not in text
