@@ -249,7 +249,7 @@ class Stepwise(Perturbation):
 class Deletion(Stepwise):
     """The area under the score while the pixels become zero, the most salient first: low if the score falls soon.
 
-    Source: RISE (arXiv 1806.07421), section 4.1, "deletion"; `evaluation.py` of the authors' code.
+    Source: RISE (arXiv 1806.07421), "Evaluation metrics", "deletion"; `evaluation.py` of the authors' code.
     """
 
     name: ClassVar[str] = "deletion"
@@ -273,7 +273,7 @@ class Deletion(Stepwise):
 class Insertion(Stepwise):
     """The area under the score while pixels return to the blurred image, the most salient first: high if it rises soon.
 
-    Source: RISE (arXiv 1806.07421), section 4.1, "insertion"; `evaluation.py` of the authors' code.
+    Source: RISE (arXiv 1806.07421), "Evaluation metrics", "insertion"; `evaluation.py` of the authors' code.
     """
 
     name: ClassVar[str] = "insertion"
