@@ -158,7 +158,8 @@ def test_the_last_image_of_deletion_is_scored_once(explained: Explained) -> None
 
 
 def test_logits_have_no_gain(explainer: engine.Explainer, heatmap: NDArray[np.float32]) -> None:
-    explained = with_heatmap(explainer, heatmap, activation="none")
+    explained = with_heatmap(explainer, heatmap, target=1, activation="none")
+    assert 0 < explained.class_score < 1  # a logit, although it could be a probability
     values = measure(explained, [Gain(), SoftIncrease()])
     assert values["gain"] is None
     assert values["soft-increase"] in (0.0, 100.0)
