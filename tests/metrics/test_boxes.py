@@ -129,6 +129,12 @@ def test_without_boxes_there_is_no_value(explained: Explained) -> None:
     assert values == {"ebpg": None, "bbox": None, "pointing": None}
 
 
+def test_a_mask_of_no_pixel(explained: Explained) -> None:
+    text = "box_mask holds no pixel; expected None when no box is left, as box_mask returns it"
+    with pytest.raises(OptionError, match=f"^{re.escape(text)}$"):
+        replace(explained, box_mask=np.zeros(explained.heatmap.shape, np.bool_))
+
+
 @pytest.mark.parametrize("tolerance", [-1, np.nan, True, "15"])
 def test_a_tolerance_that_is_none(tolerance: object) -> None:
     text = f"tolerance_px is {tolerance!r}; expected a number of at least 0, or None"
