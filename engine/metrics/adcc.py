@@ -20,8 +20,8 @@ def coherency(heatmap: Map, second: Map) -> float:
         heatmap: H, [H, W].
         second: The heatmap of x⊙H, [H, W].
 
-    Source: Poppi et al., "Revisiting the evaluation of class activation mapping" (arXiv 2104.10252), section 3.2,
-        "Maximum coherency"; the correlation is scaled to 0 … 1 as the authors do, who take 0 where it is not defined.
+    Source: Poppi et al., "Revisiting the evaluation of class activation mapping" (arXiv 2104.10252), "Maximum
+        coherency"; the correlation is scaled to 0 … 1 as the authors do, who take 0 where it is not defined.
     """
     correlation = pearson(heatmap, second)
     constant = np.ptp(heatmap) == 0 or np.ptp(second) == 0
@@ -34,7 +34,7 @@ def complexity(heatmap: Map) -> float:
     Args:
         heatmap: [H, W] from 0 to 1.
 
-    Source: Poppi et al. (arXiv 2104.10252), section 3.2, "Minimum complexity"; divided by the number of pixels in the
+    Source: Poppi et al. (arXiv 2104.10252), "Minimum complexity"; divided by the number of pixels in the
         authors' code.
     """
     return float(np.abs(np.asarray(heatmap, np.float64)).mean())
@@ -48,7 +48,7 @@ def harmonic_mean(coherency: float, complexity: float, drop: float) -> float:
         complexity: From 0 to 1.
         drop: From 0 to 1.
 
-    Source: Poppi et al. (arXiv 2104.10252), section 3.3, equation of ADCC.
+    Source: Poppi et al. (arXiv 2104.10252), "Average DCC".
     """
     parts = (coherency, 1.0 - complexity, 1.0 - drop)
     return 0.0 if min(parts) <= 0 else 3.0 / sum(1.0 / part for part in parts)
@@ -58,7 +58,7 @@ def harmonic_mean(coherency: float, complexity: float, drop: float) -> float:
 class Adcc(Weighed):
     """The harmonic mean of coherency, 1 − complexity and 1 − drop: what is kept, how compactly, and how consistently.
 
-    Source: Poppi et al. (arXiv 2104.10252), section 3.3.
+    Source: Poppi et al. (arXiv 2104.10252), "Average DCC".
 
     Departs: The class is the explained one; the authors' code correlates with the explanation of the top-1 class.
     """

@@ -32,7 +32,8 @@ class Explained:
         cascade: The randomised networks, when many images share them; None to make them for this image alone.
 
     Raises:
-        OptionError: The probe asks about another class, or has a deadline; or the box mask has another shape.
+        OptionError: The probe asks about another class, or has a deadline; or the box mask has another shape or no
+            pixel.
     """
 
     explainer: Explainer
@@ -57,6 +58,8 @@ class Explained:
                 f"box_mask is {mask.dtype} {list(mask.shape)}; expected bool "
                 f"{list(self.heatmap.shape)}, the heatmap's shape: make it with engine.metrics.box_mask"
             )
+        if mask is not None and not mask.any():
+            raise OptionError("box_mask holds no pixel; expected None when no box is left, as box_mask returns it")
 
     @property
     def heatmap(self) -> Floats:

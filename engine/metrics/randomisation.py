@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from engine.bundle import Bundle
+from engine.errors import BundleError, OptionError
 from engine.explainer import Explainer
 from engine.export.pack import write_graphs
 from engine.metrics.base import Explained
@@ -65,12 +66,13 @@ class Cascade:
         OptionError: The seed is no whole number of at least 0.
 
     Attributes:
+        explainer: The trained network.
         blocks: Names of the blocks, from the head down.
     """
 
     def __init__(self, explainer: Explainer, seed: int = 0) -> None:
         expect_whole("seed", seed, least=0)
-        self._explainer = explainer
+        self.explainer = explainer
         self._folder = Path(tempfile.mkdtemp())
         self._seed = seed
         self.blocks = ("head", *(f"block{number}" for number in range(len(explainer.bundle.layers), 0, -1)))
@@ -85,17 +87,28 @@ class Cascade:
         """Yield each block and the network that is randomised down to it; it is closed when the next is asked for.
 
         Raises:
+            BundleError: The graphs cannot be written.
             BackendError: The runtime refused a graph.
         """
         for depth, block in enumerate(self.blocks, start=1):
             folder = self._folder / block
             if not folder.exists():
-                _write_randomised(self._explainer.bundle, self.blocks[:depth], folder, self._seed)
-            with self._explainer.with_graphs(folder) as explainer:
+                _write_randomised(self.explainer.bundle, self.blocks[:depth], folder, self._seed)
+            with self.explainer.with_graphs(folder) as explainer:
                 yield block, explainer
 
     def compare(self, explained: Explained) -> list[Depth]:
-        """Explain the image with each network; the errors are those of `Explainer.explain`."""
+        """Explain the image with each network; the other errors are those of `Explainer.explain`.
+
+        Raises:
+            OptionError: The explanation is of another explainer.
+            BundleError: The graphs cannot be written.
+        """
+        if explained.explainer is not self.explainer:
+            raise OptionError(
+                f"cascade is of {self.explainer.bundle.path}, the explanation of {explained.explainer.bundle.path}; "
+                "expected the same explainer: make one cascade for each"
+            )
         depths = []
         for block, explainer in self.explainers():
             heatmap = explained.explain(explainer=explainer)
@@ -185,8 +198,16 @@ def _write_randomised(bundle: Bundle, blocks: Iterable[str], folder: Path, seed:
     for model in graphs.values():
         for graph in (model.graph, *model.graph.subgraphs()):
             _permute(graph.initializers, names, seed)
-    folder.mkdir()
-    write_graphs(folder, graphs)
+    work = folder.with_suffix(".part")
+    try:
+        work.mkdir(exist_ok=True)
+        write_graphs(work, graphs)
+        work.rename(folder)
+    except OSError as err:
+        raise BundleError(
+            f"{work}: the randomised graphs cannot be written: {err.strerror}; use a cascade within its with block, "
+            "and make room in the folder for temporary files, or choose another by the environment variable TMPDIR"
+        ) from err
 
 
 def _permute(constants: Mapping[str, ir.Value], names: set[str], seed: int) -> None:

@@ -53,8 +53,8 @@ class Stability:
     Raises:
         OptionError: There are fewer than two runs.
 
-    Source: No paper's formula; the repeated runs are those of SISE (arXiv 2010.00672), which names the random masks of
-        RISE as the reason why its explanations differ.
+    Source: None: no paper's formula is followed. Ranks are compared as in the randomisation check, so that the two can
+        be read side by side.
     """
 
     name: ClassVar[str] = "stability"
