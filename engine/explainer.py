@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self, Unpack, overload
@@ -67,6 +67,7 @@ class Explainer:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
+        self._backend = backend
         self._network: Network | None = Network(bundle, backend)
         # What each method takes for one class after its last run of the network, once it has been measured.
         self._finish_s: dict[str, float] = {}
@@ -83,6 +84,18 @@ class Explainer:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"an Explainer cannot be pickled; load {self.bundle.path} in each process")
+
+    def with_graphs(self, folder: Path) -> "Explainer":
+        """Open another network of the same form, such as one with other weights, in the same runtime.
+
+        Args:
+            folder: Holds the graphs of the bundle under their names; no manifest is read.
+
+        Raises:
+            BundleError: A graph has other inputs or outputs than the manifest says.
+            BackendError: The runtime refused a graph.
+        """
+        return Explainer(replace(self.bundle, path=folder), self._backend)
 
     def classify(self, image: Photo, activation: str | None = None) -> NDArray[np.float64]:
         """Return the class scores of an image, float64 [classes].

@@ -135,20 +135,40 @@ def _normalise(pixels: NDArray[np.float32], preprocess: Preprocess) -> NDArray[n
     return np.asarray((ordered / np.float32(preprocess.scale) - mean) / std, np.float32)
 
 
+def visible_part(photo_size: tuple[int, int], preprocess: Preprocess) -> tuple[float, float, float, float]:
+    """Return which part of a photo the network sees: left, top, right and bottom, in pixels of the photo.
+
+    Column j of the network's input, of width W, shows the photo around left + (j + 1/2)·(right − left)/W.
+
+    Args:
+        photo_size: Width and height of the photo, turned upright.
+        preprocess: The bundle's settings.
+    """
+    if isinstance(preprocess.resize, str):
+        return 0.0, 0.0, float(photo_size[0]), float(photo_size[1])
+    (height, width), ((wide, high), (left, top)) = preprocess.size, _crop(photo_size, preprocess.resize, preprocess)
+    across, down = photo_size[0] / wide, photo_size[1] / high
+    return left * across, top * down, (left + width) * across, (top + height) * down
+
+
+def _crop(size: tuple[int, int], shorter: int, preprocess: Preprocess) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the width and height that a photo is resized to, and where the centre crop begins in it: left, top."""
+    height, width = preprocess.size
+    scaled = (shorter * size[0] // min(size), shorter * size[1] // min(size))
+    return scaled, (round((scaled[0] - width) / 2), round((scaled[1] - height) / 2))
+
+
 def _resize(photo: Image.Image, preprocess: Preprocess) -> tuple[Image.Image, Image.Image]:
     """Return the network's view of a photo, and the same part of it at its own resolution."""
     height, width = preprocess.size
     filter_ = _RESAMPLING[preprocess.interp]
     if isinstance(preprocess.resize, str):
         return photo.resize((width, height), filter_), photo
-    shorter = min(photo.size)
-    scaled = (preprocess.resize * photo.width // shorter, preprocess.resize * photo.height // shorter)
-    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-    across, down = photo.width / scaled[0], photo.height / scaled[1]
-    x, y = int(left * across), int(top * down)
-    seen = (x, y, max(x + 1, round((left + width) * across)), max(y + 1, round((top + height) * down)))
+    box = visible_part(photo.size, preprocess)
+    x, y = int(box[0]), int(box[1])
+    seen = (x, y, max(x + 1, round(box[2])), max(y + 1, round(box[3])))
+    scaled, (left, top) = _crop(photo.size, preprocess.resize, preprocess)
     if scaled[0] * scaled[1] > _LARGEST_RESIZE:  # a photo so elongated that nearly all of it would be cropped away
-        box = (left * across, top * down, (left + width) * across, (top + height) * down)
         return photo.resize((width, height), filter_, box=box), photo.crop(seen)
     view = photo.resize(scaled, filter_).crop((left, top, left + width, top + height))
     return view, photo.crop(seen)
