@@ -9,12 +9,42 @@ from dataclasses import fields
 from engine.errors import OptionError
 from engine.methods.ada_sise import AdaSise, Sise
 from engine.methods.base import Attribution, Method
+from engine.methods.cam import GradCam, GradCamPlusPlus, LayerCam, XGradCam
+from engine.methods.group_cam import GroupCam
+from engine.methods.head_cams import AblationCam, ReciproCam
+from engine.methods.rise import Rise
+from engine.methods.score_cam import ScoreCam
 
-__all__ = ["METHODS", "AdaSise", "Attribution", "Method", "Sise", "create_method"]
+__all__ = [
+    "METHODS",
+    "AblationCam",
+    "AdaSise",
+    "Attribution",
+    "GradCam",
+    "GradCamPlusPlus",
+    "GroupCam",
+    "LayerCam",
+    "Method",
+    "ReciproCam",
+    "Rise",
+    "ScoreCam",
+    "Sise",
+    "XGradCam",
+    "create_method",
+]
 
 METHODS: dict[str, type[Method]] = {
     "ada-sise": AdaSise,
     "sise": Sise,
+    "rise": Rise,
+    "score-cam": ScoreCam,
+    "grad-cam": GradCam,
+    "grad-cam++": GradCamPlusPlus,
+    "xgrad-cam": XGradCam,
+    "layer-cam": LayerCam,
+    "ablation-cam": AblationCam,
+    "group-cam": GroupCam,
+    "recipro-cam": ReciproCam,
 }
 
 
