@@ -69,5 +69,6 @@ def create_method(method: str | Method, options: Mapping[str, object]) -> Method
     known = [field.name for field in fields(METHODS[method])]
     for name in options:
         if name not in known:
-            raise OptionError(f"{name}: is no option of method {method!r}; expected some of {', '.join(known)}")
+            taken = f"expected some of {', '.join(known)}" if known else "it takes none"
+            raise OptionError(f"{name}: is no option of method {method!r}; {taken}")
     return METHODS[method](**options)

@@ -60,10 +60,10 @@ class GradCamPlusPlus:
     @staticmethod
     def _map(maps: Map, gradients: Map) -> Map:
         largest = np.abs(gradients).max(initial=0.0) or 1.0
-        g = gradients / largest  # squares and cubes of gradients of 1e-120 would be 0
+        g = gradients / largest  # the cube of a gradient of 1e-120 would be 0
         total = maps.sum(axis=(1, 2), keepdims=True) * largest
         share = _quotient(g**2, 2 * g**2 + total * g**3)
-        weights = (share * np.maximum(g, 0.0)).sum(axis=(1, 2))
+        weights = (share * np.maximum(gradients, 0.0)).sum(axis=(1, 2))
         return np.asarray(np.einsum("k,khw->hw", weights, maps))
 
 
