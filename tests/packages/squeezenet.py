@@ -52,6 +52,10 @@ class SqueezeNet(nn.Module):
             if number in (0, 2, 4):
                 x = nn.functional.max_pool2d(x, 3, stride=2, ceil_mode=True)
             x = fire(x)
+        return self.head(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """The part behind the last feature layer, from its maps to logits."""
         return self.conv10(x).relu().mean(dim=(2, 3))
 
 
@@ -61,6 +65,16 @@ def load(source: Path) -> SqueezeNet:
     model = SqueezeNet().eval()
     model.load_state_dict(weights)
     return model.double()
+
+
+def write_smaller(source: Path, path: Path) -> Path:
+    """Write the ONNX file for images of `SIDE` pixels; it has none but convolutions and poolings."""
+    model = onnx.load(source)
+    del model.graph.value_info[:]
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = SIDE
+    onnx.save(model, path)
+    return path
 
 
 def prepare(photo: Path) -> NDArray[np.float32]:
