@@ -39,10 +39,10 @@ $(VENV)/.dev: pyproject.toml
 	# The tests need its architectures, which are plain Python. Without its dependencies: its compiled operators, which no
 	# classifier uses, belong to one build of torch, and pip would replace the build above to suit them.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.29.2
-	# The methods are compared with these. Without their dependencies: they ask for torchvision's compiled operators too,
-	# and what else they import is in `dev`.
+	# The methods are compared with these. Without their dependencies, which would bring that torchvision's torch, pymongo
+	# and more; what they import is in `dev`.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps captum==0.9.0 grad-cam==1.5.7 torchcam==0.5.0 \
-		ttach==0.0.3
+		torchray==1.0.0.2 ttach==0.0.3
 	touch $@
 
 # NumPy 1 and an OpenVINO of 2024, so an environment of its own.

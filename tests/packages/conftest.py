@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,6 +66,15 @@ class Subject:
 def correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Pearson's correlation of two heatmaps."""
     return float(np.corrcoef(np.ravel(first), np.ravel(second))[0, 1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small images gain nothing from torch's threads, and on a busy machine lose a factor of ten by them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

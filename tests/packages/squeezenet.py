@@ -12,9 +12,9 @@ from onnx import numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-SIDE = 96
+SIDE = 80
 LAYER = "/fires.7/Concat_output_0"
-"""The last feature layer in the ONNX file: 512 maps, 5 x 5 for an image of `SIDE` pixels."""
+"""The last feature layer in the ONNX file: 512 maps, 4 x 4 for an image of `SIDE` pixels."""
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -50,7 +50,7 @@ class SqueezeNet(nn.Module):
         x = self.conv1(x).relu()
         for number, fire in enumerate(self.fires):
             if number in (0, 2, 4):
-                x = nn.functional.max_pool2d(x, 3, stride=2, ceil_mode=True)
+                x = nn.functional.max_pool2d(x, 3, stride=2)
             x = fire(x)
         return self.head(x)
 
