@@ -9,12 +9,32 @@ from dataclasses import fields
 from engine.errors import OptionError
 from engine.methods.ada_sise import AdaSise, Sise
 from engine.methods.base import Attribution, Method
+from engine.methods.extremal import ExtremalPerturbation
+from engine.methods.full_grad import FullGrad
+from engine.methods.gradients import Gradient, IntegratedGradients, SmoothGrad
 
-__all__ = ["METHODS", "AdaSise", "Attribution", "Method", "Sise", "create_method"]
+__all__ = [
+    "METHODS",
+    "AdaSise",
+    "Attribution",
+    "ExtremalPerturbation",
+    "FullGrad",
+    "Gradient",
+    "IntegratedGradients",
+    "Method",
+    "Sise",
+    "SmoothGrad",
+    "create_method",
+]
 
 METHODS: dict[str, type[Method]] = {
     "ada-sise": AdaSise,
     "sise": Sise,
+    "gradient": Gradient,
+    "smooth-grad": SmoothGrad,
+    "integrated-gradients": IntegratedGradients,
+    "full-grad": FullGrad,
+    "extremal-perturbation": ExtremalPerturbation,
 }
 
 
@@ -39,5 +59,6 @@ def create_method(method: str | Method, options: Mapping[str, object]) -> Method
     known = [field.name for field in fields(METHODS[method])]
     for name in options:
         if name not in known:
-            raise OptionError(f"{name}: is no option of method {method!r}; expected some of {', '.join(known)}")
+            expected = f"some of {', '.join(known)}" if known else "none"
+            raise OptionError(f"{name}: is no option of method {method!r}; expected {expected}")
     return METHODS[method](**options)
