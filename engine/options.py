@@ -30,6 +30,8 @@ class MethodOptions(TypedDict, total=False):
     fusion: str
     baseline: Baseline
     layer: str | None
+    weights: str
+    gaussian: bool
     masks: int
     cells: int
     probability: float

@@ -167,13 +167,16 @@ class Probe:
         self._count(graph, len(inputs[0]))
         return outputs
 
-    def score(self, rows: Rows, count: int | None = None, graph: str = "forward") -> NDArray[np.float64]:
+    def score(
+        self, rows: Rows, count: int | None = None, *, graph: str = "forward", activation: str | None = None
+    ) -> NDArray[np.float64]:
         """Score changed images, or feature maps of the last layer, for the K classes.
 
         Args:
             rows: What to score, the most important first: a deadline may leave the last out.
             count: Score the first so many; None for all.
             graph: `forward`, or `head` for feature maps.
+            activation: What turns logits into class scores, instead of what the caller chose.
 
         Returns:
             float64 [n, K], the scores of the first n rows.
@@ -184,9 +187,9 @@ class Probe:
             BackendError: The runtime failed, or the system has no more threads.
         """
         classes, session, options = self.classes, self._network.session(graph), self.options
-        pace = self.pace(graph)
+        pace, activation = self.pace(graph), activation or options.activation
         with self.clock("score"):
-            scores = score_rows(session, rows, classes, options.activation, options.batch_size, pace, count)
+            scores = score_rows(session, rows, classes, activation, options.batch_size, pace, count)
         self._count(graph, len(scores))
         return scores
 

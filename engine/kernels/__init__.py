@@ -8,6 +8,7 @@ visualization map), `fuse` (visualization maps → heatmap); `resample` is the u
 from engine.kernels.combine import activate, scale_to_unit, visualization_map
 from engine.kernels.fuse import FUSIONS, fuse, otsu_threshold
 from engine.kernels.mask import MaskWriter, is_flat
+from engine.kernels.resample import axis, upsample
 from engine.kernels.select import RULES, Selection, otsu_split, select_channels
 from engine.kernels.smooth_mask import SmoothMask
 
@@ -18,11 +19,13 @@ __all__ = [
     "Selection",
     "SmoothMask",
     "activate",
+    "axis",
     "fuse",
     "is_flat",
     "otsu_split",
     "otsu_threshold",
     "scale_to_unit",
     "select_channels",
+    "upsample",
     "visualization_map",
 ]

@@ -9,32 +9,55 @@ from dataclasses import fields
 from engine.errors import OptionError
 from engine.methods.ada_sise import AdaSise, Sise
 from engine.methods.base import Attribution, Method
+from engine.methods.cam import GradCam, GradCamPlusPlus, LayerCam, XGradCam
 from engine.methods.extremal import ExtremalPerturbation
 from engine.methods.full_grad import FullGrad
 from engine.methods.gradients import Gradient, IntegratedGradients, SmoothGrad
+from engine.methods.group_cam import GroupCam
+from engine.methods.head_cams import AblationCam, ReciproCam
+from engine.methods.rise import Rise
+from engine.methods.score_cam import ScoreCam
 
 __all__ = [
     "METHODS",
+    "AblationCam",
     "AdaSise",
     "Attribution",
     "ExtremalPerturbation",
     "FullGrad",
+    "GradCam",
+    "GradCamPlusPlus",
     "Gradient",
+    "GroupCam",
     "IntegratedGradients",
+    "LayerCam",
     "Method",
+    "ReciproCam",
+    "Rise",
+    "ScoreCam",
     "Sise",
     "SmoothGrad",
+    "XGradCam",
     "create_method",
 ]
 
 METHODS: dict[str, type[Method]] = {
     "ada-sise": AdaSise,
     "sise": Sise,
+    "rise": Rise,
+    "score-cam": ScoreCam,
+    "grad-cam": GradCam,
+    "grad-cam++": GradCamPlusPlus,
+    "xgrad-cam": XGradCam,
+    "layer-cam": LayerCam,
+    "ablation-cam": AblationCam,
     "gradient": Gradient,
     "smooth-grad": SmoothGrad,
     "integrated-gradients": IntegratedGradients,
     "full-grad": FullGrad,
     "extremal-perturbation": ExtremalPerturbation,
+    "group-cam": GroupCam,
+    "recipro-cam": ReciproCam,
 }
 
 
@@ -59,6 +82,6 @@ def create_method(method: str | Method, options: Mapping[str, object]) -> Method
     known = [field.name for field in fields(METHODS[method])]
     for name in options:
         if name not in known:
-            expected = f"some of {', '.join(known)}" if known else "none"
-            raise OptionError(f"{name}: is no option of method {method!r}; expected {expected}")
+            taken = f"expected some of {', '.join(known)}" if known else "it takes none"
+            raise OptionError(f"{name}: is no option of method {method!r}; {taken}")
     return METHODS[method](**options)

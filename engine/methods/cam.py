@@ -1,0 +1,142 @@
+"""Class activation maps that weigh one layer's feature maps by their gradients."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.kernels import scale_to_unit, upsample
+from engine.methods.base import Attribution, Map
+from engine.probe import Probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradCam:
+    """Grad-CAM: ReLU(Σ_k α_k·A_k), α_k the mean of ∂y/∂A_k.
+
+    Attributes:
+        layer: Name of the feature layer; None for the last.
+
+    Source: arXiv 1610.02391, section 3, equations 1 and 2.
+    """
+
+    name: ClassVar[str] = "grad-cam"
+    layered: ClassVar[bool] = False
+
+    layer: str | None = None
+
+    def explain(self, probe: Probe) -> list[Attribution]:
+        """Explain every class of the probe."""
+        layer = probe.layer_number(self.layer)
+        tapped = probe.tap()
+        maps = tapped.maps[layer].astype(np.float64)
+        return [activation_map(np.einsum("k,khw->hw", alpha, maps), probe) for alpha in tapped.averages[layer]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradCamPlusPlus:
+    """Grad-CAM++: ReLU(Σ_k w_k·A_k), w_k = Σ a_k·ReLU(g_k), a_k = g_k²/(2·g_k² + ΣA_k·g_k³), g = ∂y/∂A.
+
+    a is 0 where its denominator is.
+
+    Attributes:
+        layer: Name of the feature layer; None for the last.
+
+    Source: arXiv 1710.11063, section 3, equations 5, 7 and 19.
+    Departs: the factor exp(y) of every gradient is left out, which scaling to 0 … 1 would remove, and which overflows.
+    """
+
+    name: ClassVar[str] = "grad-cam++"
+    layered: ClassVar[bool] = False
+
+    layer: str | None = None
+
+    def explain(self, probe: Probe) -> list[Attribution]:
+        """Explain every class of the probe."""
+        return _by_gradients(probe, self.layer, self._map)
+
+    @staticmethod
+    def _map(maps: Map, gradients: Map) -> Map:
+        largest = np.abs(gradients).max(initial=0.0) or 1.0
+        g = gradients / largest  # the cube of a gradient of 1e-120 would be 0
+        total = maps.sum(axis=(1, 2), keepdims=True) * largest
+        share = _quotient(g**2, 2 * g**2 + total * g**3)
+        weights = (share * np.maximum(gradients, 0.0)).sum(axis=(1, 2))
+        return np.asarray(np.einsum("k,khw->hw", weights, maps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XGradCam:
+    """XGrad-CAM: ReLU(Σ_k α_k·A_k), α_k = Σ (A_k/ΣA_k)·∂y/∂A_k; 0 for a map whose sum is 0.
+
+    Attributes:
+        layer: Name of the feature layer; None for the last.
+
+    Source: arXiv 2008.02312, section 3.3, equation 8.
+    """
+
+    name: ClassVar[str] = "xgrad-cam"
+    layered: ClassVar[bool] = False
+
+    layer: str | None = None
+
+    def explain(self, probe: Probe) -> list[Attribution]:
+        """Explain every class of the probe."""
+        return _by_gradients(probe, self.layer, self._map)
+
+    @staticmethod
+    def _map(maps: Map, gradients: Map) -> Map:
+        weights = _quotient((maps * gradients).sum(axis=(1, 2)), maps.sum(axis=(1, 2)))
+        return np.asarray(np.einsum("k,khw->hw", weights, maps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCam:
+    """LayerCAM: ReLU(Σ_k ReLU(∂y/∂A_k)⊙A_k).
+
+    Attributes:
+        layer: Name of the feature layer; None for the last.
+
+    Source: P. Jiang and others, "LayerCAM", IEEE Transactions on Image Processing 30, 2021, section III-B, equations 6
+    to 8.
+    """
+
+    name: ClassVar[str] = "layer-cam"
+    layered: ClassVar[bool] = False
+
+    layer: str | None = None
+
+    def explain(self, probe: Probe) -> list[Attribution]:
+        """Explain every class of the probe."""
+        return _by_gradients(probe, self.layer, self._map)
+
+    @staticmethod
+    def _map(maps: Map, gradients: Map) -> Map:
+        return np.asarray((np.maximum(gradients, 0.0) * maps).sum(axis=0))
+
+
+def activation_map(values: Map, probe: Probe, *, scored: int = 0, scorable: int = 0) -> Attribution:
+    """Make the heatmap of a class activation map: its positive part, upsampled.
+
+    Args:
+        values: float64 [h, w], at the resolution of the feature layer.
+        probe: The image.
+        scored: How many changed images were scored.
+        scorable: How many there were to score.
+    """
+    heatmap = scale_to_unit(upsample(np.maximum(values, 0.0), probe.size))
+    return Attribution(heatmap=heatmap, scored=scored, scorable=scorable)
+
+
+def _by_gradients(probe: Probe, name: str | None, make: Callable[[Map, Map], Map]) -> list[Attribution]:
+    layer = probe.layer_number(name)
+    maps = probe.tap().maps[layer].astype(np.float64)
+    gradients = probe.layer_gradients(layer).astype(np.float64)
+    return [activation_map(make(maps, gradient), probe) for gradient in gradients]
+
+
+def _quotient(above: Map, below: Map) -> NDArray[np.float64]:
+    """Divide, and return 0 where the divisor is 0."""
+    return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
