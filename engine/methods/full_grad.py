@@ -1,5 +1,6 @@
 """FullGrad: what the image and every bias add to a class's logit."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,10 +51,23 @@ class FullGrad:
 
 
 def _view(part: Floats, size: tuple[int, int]) -> Map:
-    """Sum the magnitudes of one operator's part [C, h, w], scaled to 0 … 1, over the channels, at the image's size."""
-    magnitudes = np.abs(part)
+    """Sum the magnitudes of one operator's part, scaled to 0 … 1, over the channels, at the image's size."""
+    magnitudes = np.abs(channels_first(part, size))
     low, high = float(magnitudes.min()), float(magnitudes.max())
     if low == high:
         return np.zeros(size)
     summed = magnitudes.sum(axis=0, dtype=np.float64)
     return upsample((summed - len(part) * low) / (high - low), size)
+
+
+def channels_first(part: Floats, size: tuple[int, int]) -> Floats:
+    """Return an operator's part as [C, h, w], also where the network computes as [h, w, C].
+
+    Rows and columns are the axes that fit the proportions of the image better; of equal ones the last two.
+    """
+
+    def misfit(rows: int, columns: int) -> float:
+        return abs(math.log(rows / size[0]) - math.log(columns / size[1]))
+
+    last = misfit(*part.shape[:2]) < misfit(*part.shape[1:])
+    return np.moveaxis(part, 2, 0) if last else part
