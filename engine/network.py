@@ -4,7 +4,14 @@ from threading import Lock
 
 from engine.backends import Backend, Session
 from engine.bundle import Bundle
-from engine.contract import expect_contract
+from engine.contract import (
+    expect_companion,
+    expect_contract,
+    expect_full_gradient,
+    expect_gradient,
+    expect_head,
+)
+from engine.errors import BundleError
 
 
 class Network:
@@ -42,4 +49,19 @@ class Network:
             return self._sessions[graph]
 
     def _open(self, graph: str) -> Session:
-        return self._backend.open(self._bundle.path / f"{graph}.onnx", many_runs=graph == "head")
+        bundle = self._bundle
+        if graph in ("gradient", "full_gradient") and bundle.no_gradient is not None:
+            raise BundleError(
+                f"{bundle.path}: has no {graph}.onnx, which this method needs: {bundle.no_gradient}; choose a method "
+                "that needs no gradient at the image"
+            )
+        session = self._backend.open(bundle.path / f"{graph}.onnx", many_runs=graph == "head")
+        if graph == "head":
+            expect_head(bundle, session)
+        elif graph == "gradient":
+            expect_gradient(bundle, session)
+        elif graph == "full_gradient":
+            expect_full_gradient(bundle, session)
+        else:
+            expect_companion(bundle, graph.removesuffix(".grad"), session)
+        return session
