@@ -43,21 +43,24 @@ class FullGrad:
         with probe.clock("combine"):
             parts = [probe.image[0] * gradient[0], *(bias[0] for bias in biases)]
             total = sum(float(part.sum(dtype=np.float64)) for part in parts)
-            views = [_view(part, probe.size) for part in parts if part.ndim == 3]
+            views = [magnitudes(part, probe.size) for part in parts if part.ndim == 3]
         return Attribution(
             heatmap=scale_to_unit(np.sum(views, axis=0)),
             figures=completeness(total, float(logits[0, index])),
         )
 
 
-def _view(part: Floats, size: tuple[int, int]) -> Map:
-    """Sum the magnitudes of one operator's part, scaled to 0 … 1, over the channels, at the image's size."""
-    magnitudes = np.abs(channels_first(part, size))
-    low, high = float(magnitudes.min()), float(magnitudes.max())
-    if low == high:
-        return np.zeros(size)
-    summed = magnitudes.sum(axis=0, dtype=np.float64)
-    return upsample((summed - len(part) * low) / (high - low), size)
+def magnitudes(part: Floats, size: tuple[int, int]) -> Map:
+    """Sum the magnitudes of one operator's part over the channels: ψ, float64 [H, W].
+
+    They are scaled to 0 … 1 over all of the part first; a part whose magnitudes are all equal gives zeros.
+
+    Args:
+        part: float32 [C, h, w], or [h, w, C].
+        size: H and W of the image.
+    """
+    scaled = scale_to_unit(np.abs(channels_first(part, size)).astype(np.float64))
+    return np.zeros(size) if scaled is None else upsample(scaled.sum(axis=0), size)
 
 
 def channels_first(part: Floats, size: tuple[int, int]) -> Floats:

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 import engine
 from engine.export import export
-from engine.methods.full_grad import channels_first
+from engine.methods.full_grad import channels_first, magnitudes
 from tests.methods.conftest import Tiny
 from tests.reference import attribution
 from tests.reference.network import TorchNetwork
@@ -76,6 +76,13 @@ def test_no_bias_and_no_gradient(tiny: Tiny) -> None:
     alive = tiny.explainer.explain(tiny.x, 1, method="full-grad")
     part = tiny.x[0] * attribution.input_gradient(tiny.logits, tiny.x[0], 1)
     np.testing.assert_allclose(alive.heatmap, attribution.heatmap(attribution.full_grad_map(part, [])), atol=1e-4)
+
+
+def test_magnitudes_by_hand() -> None:
+    part = np.array([[[-2, 4]], [[3, 2]]], np.float32)  # scaled 0, 1 and 1/2, 0
+    np.testing.assert_allclose(magnitudes(part, (1, 2)), [[0.5, 1]])
+    np.testing.assert_allclose(magnitudes(part, (1, 4)), [[0.5, 0.625, 0.875, 1]])
+    np.testing.assert_array_equal(magnitudes(np.array([[[-2, 2]]], np.float32), (3, 6)), np.zeros((3, 6)))
 
 
 @pytest.mark.parametrize(
