@@ -57,8 +57,8 @@ class SmoothMask:
         self._weighted = np.empty_like(self._exponents[0])
         self._by_row = np.empty((2, reached[0], columns, _DISTANCES), np.float32)
         self._sums = np.empty((2, *reached), np.float32)
-        absent = [(2 * _RADIUS + 1) ** 2 - np.multiply.outer(*map(_cells_near, self.grid, reached))]
-        self._absent = absent[0][self._whole].astype(np.float32)
+        present = np.multiply.outer(*map(_cells_near, self.grid, reached))[self._whole]
+        self._absent = ((2 * _RADIUS + 1) ** 2 - present).astype(np.float32)
         self._mask = self._bottom = np.empty(0, np.float32)
 
     def make(self, parameters: Floats) -> Floats:

@@ -100,7 +100,7 @@ class Perturbation:
     """The image, blurred the more the smaller the mask is, and the way back from its gradient to the mask's parameters.
 
     A pixel with mask value m is taken from level 7·m of eight, linearly between two, from a blur of 20 pixels to none.
-    It is 0 to 7 for m in 0 … 1. At a level the derivative is the one from above, and 0 at the last.
+    At a level the derivative is the one from above, and 0 at the last.
 
     Args:
         image: Network input x, float32 [C, H, W].
