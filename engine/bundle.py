@@ -17,6 +17,7 @@ from engine.preprocess import Preprocess
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST_BYTES = 8 * 2**20
 """More than 20,000 labels of 300 bytes."""
+WEIGHTS = "weights.bin"
 OLD = ".old-"
 """Between the name of a bundle and a number: where the old one lies while two renames replace it."""
 SCHEMA_VERSION = 2
@@ -258,6 +259,25 @@ def _set_aside(path: Path) -> str:
     )
 
 
+def list_files(folder: Path) -> dict[str, dict[str, str | int]]:
+    """Return the size and hash of every file in a folder, as a manifest lists them."""
+    return {
+        file.name: {"sha256": sha256_of(file), "size_bytes": file.stat().st_size} for file in sorted(folder.iterdir())
+    }
+
+
+def expect_unchanged(bundle: Bundle, graph: Path) -> None:
+    """Check a graph that is opened after the bundle was loaded, and the weights: another export may have replaced them.
+
+    Raises:
+        BundleError: A file is not the one that was loaded.
+    """
+    manifest: Any = bundle.manifest  # its shape is what the schema says
+    for name in (graph.name, WEIGHTS):
+        if name in manifest["files"]:
+            _check_file(bundle.path, name, manifest["files"])
+
+
 def _check_files(path: Path, listed: Mapping[str, Mapping[str, object]]) -> None:
     try:
         entries = sorted(path.iterdir())
@@ -266,23 +286,25 @@ def _check_files(path: Path, listed: Mapping[str, Mapping[str, object]]) -> None
     for entry in entries:
         if entry.name != MANIFEST and entry.name not in listed:
             raise BundleError(f"{entry}: is not listed in {MANIFEST}; expected only the bundle's own files: remove it")
-    for name, facts in listed.items():
-        file = path / name
-        try:
-            _expect_regular(file, f"expected the file that {MANIFEST} lists: export or copy the bundle again")
-            size, expected = file.stat().st_size, facts["size_bytes"]
-            if size != expected:
-                raise BundleError(
-                    f"{file}: holds {size} bytes; expected {expected}: it is truncated or changed, export or copy the "
-                    "bundle again"
-                )
-            found = sha256_of(file)
-        except OSError as err:
-            raise BundleError(f"{file}: cannot be read: {err.strerror}; export or copy the bundle again") from err
-        if found != facts["sha256"]:
+    for name in listed:
+        _check_file(path, name, listed)
+
+
+def _check_file(path: Path, name: str, listed: Mapping[str, Mapping[str, object]]) -> None:
+    file, facts = path / name, listed[name]
+    try:
+        _expect_regular(file, f"expected the file that {MANIFEST} lists: export or copy the bundle again")
+        size, expected = file.stat().st_size, facts["size_bytes"]
+        if size != expected:
             raise BundleError(
-                f"{file}: does not have the SHA-256 that {MANIFEST} lists: it was changed, export it again"
+                f"{file}: holds {size} bytes; expected {expected}: it is truncated or changed, export or copy the "
+                "bundle again"
             )
+        found = sha256_of(file)
+    except OSError as err:
+        raise BundleError(f"{file}: cannot be read: {err.strerror}; export or copy the bundle again") from err
+    if found != facts["sha256"]:
+        raise BundleError(f"{file}: does not have the SHA-256 that {MANIFEST} lists: it was changed, export it again")
 
 
 def _check_graphs(path: Path, manifest) -> None:  # type: ignore[no-untyped-def]  # as `_read_manifest` returns it

@@ -1,9 +1,10 @@
 """The graphs of a bundle, opened in a runtime."""
 
+from pathlib import Path
 from threading import Lock
 
 from engine.backends import Backend, Session
-from engine.bundle import Bundle
+from engine.bundle import Bundle, expect_unchanged
 from engine.contract import (
     expect_companion,
     expect_contract,
@@ -12,6 +13,8 @@ from engine.contract import (
     expect_head,
 )
 from engine.errors import BundleError
+
+_CHECKS = {"head": expect_head, "gradient": expect_gradient, "full_gradient": expect_full_gradient}
 
 
 class Network:
@@ -37,10 +40,15 @@ class Network:
         self._sessions: dict[str, Session] = {"tapped": tapped, "forward": forward}
 
     def session(self, graph: str) -> Session:
-        """Return one of the bundle's graphs, by the name of its file without `.onnx`.
+        """Return one of the bundle's graphs.
+
+        Args:
+            graph: `tapped`, `forward`, `head`, `gradient`, `full_gradient`; or a gradient companion, `head.grad` or
+                `block1.grad` ….
 
         Raises:
-            BundleError: The bundle has no such graph, or another than its manifest says.
+            BundleError: The bundle has no such graph, or another than its manifest says, or it was changed after it had
+                been loaded.
             BackendError: The runtime refused it.
         """
         with self._lock:
@@ -50,18 +58,21 @@ class Network:
 
     def _open(self, graph: str) -> Session:
         bundle = self._bundle
-        if graph in ("gradient", "full_gradient") and bundle.no_gradient is not None:
-            raise BundleError(
-                f"{bundle.path}: has no {graph}.onnx, which this method needs: {bundle.no_gradient}; choose a method "
-                "that needs no gradient at the image"
-            )
-        session = self._backend.open(bundle.path / f"{graph}.onnx", many_runs=graph == "head")
-        if graph == "head":
-            expect_head(bundle, session)
-        elif graph == "gradient":
-            expect_gradient(bundle, session)
-        elif graph == "full_gradient":
-            expect_full_gradient(bundle, session)
+        block = graph.removesuffix(".grad")
+        file = self._file(graph)
+        if file is None:
+            reason = bundle.no_gradient or "its ops have no gradient rule"
+            raise BundleError(f"{bundle.path}: has no {graph}.onnx, which this method needs: {reason}")
+        expect_unchanged(bundle, file)
+        session = self._backend.open(file, many_runs=graph == "head")
+        if block != graph:
+            expect_companion(bundle, block, session)
         else:
-            expect_companion(bundle, graph.removesuffix(".grad"), session)
+            _CHECKS[graph](bundle, session)
         return session
+
+    def _file(self, graph: str) -> Path | None:
+        """Return the file of a graph, or None if the bundle has none."""
+        bundle = self._bundle
+        files = {"head": bundle.head, "gradient": bundle.gradient, "full_gradient": bundle.full_gradient}
+        return files[graph] if graph in files else bundle.companion(graph.removesuffix(".grad"))

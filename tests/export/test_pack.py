@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 import pytest
 
-from engine.bundle import LARGEST_MANIFEST_BYTES, MANIFEST
+from engine.bundle import LARGEST_MANIFEST_BYTES, MANIFEST, WEIGHTS
 from engine.errors import BundleError
 from engine.export import export
-from engine.export.pack import WEIGHTS, new_bundle, write_graphs, write_manifest
+from engine.export.pack import new_bundle, write_graphs, write_manifest
 from tests.export.networks import imported, network, node, small_cnn, weight, written
 
 REPOSITORY = Path(__file__).resolve().parents[2]
