@@ -61,8 +61,10 @@ class Network:
         block = graph.removesuffix(".grad")
         file = self._file(graph)
         if file is None:
-            reason = bundle.no_gradient or "its ops have no gradient rule"
-            raise BundleError(f"{bundle.path}: has no {graph}.onnx, which this method needs: {reason}")
+            raise BundleError(
+                f"{bundle.path}: has no {graph}.onnx, which this method needs: {bundle.no_gradient}; choose a method "
+                "that needs no gradient at the image"
+            )
         expect_unchanged(bundle, file)
         session = self._backend.open(file, many_runs=graph == "head")
         if block != graph:

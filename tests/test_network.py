@@ -62,12 +62,26 @@ def test_a_file_that_was_changed_after_loading(bundle: Path, method: str, file: 
     assert explainer.explain(photo_pixels(), method=method).heatmap.any()
 
 
-def test_a_bundle_without_input_gradients(tiny_bundle: Path) -> None:
-    bundle = dataclasses.replace(load_bundle(tiny_bundle), no_gradient="Round node 'r' has no gradient rule")
-    network = Network(bundle, OnnxRuntimeCpu(threads=1))
-    text = f"{tiny_bundle}: has no gradient.onnx, which this method needs: Round node 'r' has no gradient rule"
+@pytest.mark.parametrize(
+    ("method", "graph"),
+    [
+        ("gradient", "gradient"),
+        ("smooth-grad", "gradient"),
+        ("integrated-gradients", "gradient"),
+        ("extremal-perturbation", "gradient"),
+        ("full-grad", "full_gradient"),
+    ],
+)
+def test_a_bundle_without_gradients_at_the_image(tiny_bundle: Path, method: str, graph: str) -> None:
+    bundle = dataclasses.replace(load_bundle(tiny_bundle), no_gradient="a Sin has no rule")
+    explainer = engine.Explainer(bundle, OnnxRuntimeCpu(threads=1))
+    text = (
+        f"{tiny_bundle}: has no {graph}.onnx, which this method needs: a Sin has no rule; choose a method that needs "
+        "no gradient at the image"
+    )
     with pytest.raises(BundleError, match=f"^{re.escape(text)}$"):
-        network.session("gradient")
+        explainer.explain(photo_pixels(), method=method)
+    assert explainer.explain(photo_pixels(), method="grad-cam").heatmap.max() == 1.0
 
 
 def test_a_graph_of_another_form(bundle: Path) -> None:
