@@ -113,4 +113,4 @@ def test_the_engine_is_close_where_conventions_differ(
     explain: Explain, subject: Subject, explainer: engine.Explainer, method: str, theirs: str
 ) -> None:
     found = explainer.explain(subject.image, subject.target, method=method).heatmap
-    assert correlation(found, explain(theirs)) > 0.95
+    assert correlation(found, explain(theirs)) > 0.9
