@@ -80,7 +80,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def subject(assets: Path) -> Subject:
     source = assets / "models" / "squeezenet1.1" / "model.onnx"
-    photo = assets / "images" / "other" / "catdog.png"
+    photo = assets / "images" / "other" / "goldfish.jpg"
     return Subject(source, squeezenet.load(source), squeezenet.prepare(photo))
 
 
