@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import engine
 from tests.packages.conftest import Subject
 from tests.packages.squeezenet import SIDE
 from tests.reference import attribution, cam
@@ -69,3 +70,38 @@ def test_layer_grad_cam(subject: Subject) -> None:
     )
     reference = cam.grad_cam(*subject.maps_and_gradients)
     np.testing.assert_allclose(made[0, 0].detach().numpy(), reference, rtol=1e-9, atol=1e-12)
+
+
+def assert_near(found: object, theirs: torch.Tensor) -> None:
+    """The engine's float32 attribution [C, H, W] against theirs: single ReLUs may flip, so the whole is judged."""
+    expected = theirs[0].detach().numpy()
+    assert np.linalg.norm(np.asarray(found) - expected) <= 1e-3 * np.linalg.norm(expected)
+
+
+def test_the_engine_agrees_on_the_gradient(subject: Subject, explainer: engine.Explainer) -> None:
+    found = explainer.explain(subject.image, subject.target, method="gradient")
+    x = subject.x.clone().requires_grad_()
+    assert_near(found.attribution, captum.Saliency(subject.model).attribute(x, subject.target, abs=False))
+
+
+def test_the_engine_agrees_on_integrated_gradients(subject: Subject, explainer: engine.Explainer) -> None:
+    found = explainer.explain(subject.image, subject.target, method="integrated-gradients", steps=10)
+    theirs, gap = captum.IntegratedGradients(subject.model).attribute(
+        subject.x, target=subject.target, n_steps=10, method="riemann_middle", return_convergence_delta=True
+    )
+    assert_near(found.attribution, theirs)
+    assert found.figures["completeness_gap"] == pytest.approx(float(gap), abs=1e-2)
+
+
+def test_the_engine_agrees_on_smooth_grad(
+    subject: Subject, explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, share = 5, 0.1
+    found = explainer.explain(subject.image, subject.target, method="smooth-grad", samples=samples, noise=share)
+    drawn = [np.random.default_rng([0, i]).standard_normal(subject.image.shape[1:], np.float32) for i in range(samples)]
+    noise = torch.tensor(np.stack(drawn) * np.float32(share * np.ptp(subject.image)), dtype=torch.float64)
+    monkeypatch.setattr(torch, "normal", lambda _mean, _deviation: noise)
+    x = subject.x.clone().requires_grad_()
+    tunnel = captum.NoiseTunnel(captum.Saliency(subject.model))
+    theirs = tunnel.attribute(x, nt_type="smoothgrad", nt_samples=samples, target=subject.target, abs=False)
+    assert_near(found.attribution, theirs)

@@ -105,8 +105,12 @@ def test_the_engine_agrees(
     np.testing.assert_allclose(found, explain(theirs), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("method", "theirs"),
+    [("grad-cam++", "GradCAMPlusPlus"), ("full-grad", "FullGrad")],
+)
 def test_the_engine_is_close_where_conventions_differ(
-    explain: Explain, subject: Subject, explainer: engine.Explainer
+    explain: Explain, subject: Subject, explainer: engine.Explainer, method: str, theirs: str
 ) -> None:
-    found = explainer.explain(subject.image, subject.target, method="grad-cam++").heatmap
-    assert correlation(found, explain("GradCAMPlusPlus")) > 0.9
+    found = explainer.explain(subject.image, subject.target, method=method).heatmap
+    assert correlation(found, explain(theirs)) > 0.9
