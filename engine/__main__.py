@@ -1,9 +1,9 @@
-"""Command line of the runtime: `python -m engine explain NAME.ada PHOTO… -o OUT`, and `python -m engine inspect`."""
+"""Command line of the runtime: `python -m engine explain NAME.ada PHOTO… -o OUT`, `evaluate`, and `inspect`."""
 
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +15,16 @@ from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import load_bundle
 from engine.cli.console import RESULT, STATUS, print_error, print_status, run
+from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
 from engine.cli.photos import find_photos
 from engine.cli.tables import print_contents, print_explanation, print_origin
 from engine.errors import ImageError, OptionError, printable
 from engine.explainer import Explainer, load
 from engine.explanation import Explanation, save_panel
-from engine.image import Baseline
+from engine.methods import METHODS
 from engine.options import Choices, Target, class_indices
+from engine.spelling import parse_method
 
 _EXIT_CODES = (
     "Exit codes: 0 done; 2 a mistake that you can mend, told in one line; 1 a bug, with its stack, or a reader of the "
@@ -32,6 +34,7 @@ _MOST_DIGITS = 19  # of a class index
 _COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
+app.command("evaluate", epilog=_EXIT_CODES)(evaluate_methods)
 
 
 def print_version(asked: bool) -> None:
@@ -71,15 +74,27 @@ def explain(
         typer.Option(help="Class label or index, repeat for several; the top-1 class if left out.", metavar="CLASS"),
     ] = None,
     top: Annotated[int | None, typer.Option(help="Explain the N classes of the highest scores.", metavar="N")] = None,
-    rule: Annotated[str, typer.Option(help="otsu (Ada-SISE), otsu-count, positive (SISE) or all.")] = "otsu",
-    mu: Annotated[float, typer.Option(help="For rule positive: the least share of the largest gradient.")] = 0.0,
-    fusion: Annotated[str, typer.Option(help="hard or soft.")] = "hard",
+    method: Annotated[
+        str, typer.Option(help=f"How to explain: {', '.join(METHODS)}.", metavar="NAME[:OPTION=VALUE…]")
+    ] = "ada-sise",
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the method, repeat for several.", metavar="NAME=VALUE")
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Of ada-sise: otsu (its default), otsu-count, positive (SISE) or all.")
+    ] = None,
+    mu: Annotated[
+        str | None,
+        typer.Option(help="Of rule positive and sise: the least share of the largest gradient.", metavar="SHARE"),
+    ] = None,
+    fusion: Annotated[str | None, typer.Option(help="Of ada-sise and sise: hard (their default) or soft.")] = None,
     activation: Annotated[
         str | None, typer.Option(help="softmax, sigmoid or none, instead of the bundle's own.")
     ] = None,
     baseline: Annotated[
-        str, typer.Option(help="What masked-out pixels become: zero, blur, or a colour R,G,B.", metavar="BASELINE")
-    ] = "zero",
+        str | None,
+        typer.Option(help="What masked-out pixels become: zero, blur, or a colour R,G,B.", metavar="BASELINE"),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Masked images that are scored at a time.", metavar="N")] = 8,
     max_masks: Annotated[int | None, typer.Option(help="Score this many masks at most.", metavar="N")] = None,
     deadline_ms: Annotated[
@@ -103,11 +118,15 @@ def explain(
     Example: python -m engine explain resnet50.ada cat.jpg -o heatmap.png --target "tiger cat"
 
     Example: python -m engine explain resnet50.ada photos/ "more/*.jpg" -o heatmaps --top 3 --maps
+
+    Example: python -m engine explain resnet50.ada cat.jpg -o heatmap.png --method rise --option masks=1000
     """
     if target and top is not None:
         raise OptionError("--target and --top both choose the classes; expected one of them")
     if top is not None and top < 1:
         raise OptionError(f"top is {top}; expected a whole number of at least 1")
+    given = {"rule": rule, "mu": mu, "fusion": fusion, "baseline": baseline}
+    chosen_method = parse_method(method, METHODS, parse_options(option or (), given))
     chosen = find_photos(photos)
     several = (top or 1) > 1 or len(target or ()) > 1
     outputs = Outputs(output, chosen, several=several, maps=maps, replace=force)
@@ -124,11 +143,8 @@ def explain(
     asked = [parse_target(name, labels or ()) for name in target or ()]
     fixed = list(dict.fromkeys(class_indices(asked, classes, labels))) if asked else []
     choices: Choices = {
-        "rule": rule,
-        "mu": mu,
-        "fusion": fusion,
+        "method": chosen_method,
         "activation": activation,
-        "baseline": parse_baseline(baseline),
         "batch_size": batch,
         "max_masks": max_masks,
         "deadline_ms": deadline_ms,
@@ -213,12 +229,21 @@ def parse_target(target: str, labels: Sequence[str]) -> Target:
     return target
 
 
-def parse_baseline(text: str) -> Baseline:
-    """Read `zero`, `blur`, or a colour: numbers with commas between them; anything else stays as it is."""
-    try:
-        return tuple(float(value) for value in text.split(","))
-    except ValueError:
-        return text
+def parse_options(texts: Sequence[str], given: Mapping[str, str | None]) -> dict[str, str]:
+    """Gather a method's options from `NAME=VALUE` and from the options of their own that were given.
+
+    Raises:
+        OptionError: A text has no `=`, or an option is given twice.
+    """
+    options = {name: value for name, value in given.items() if value is not None}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OptionError(f"option {text!r}: has no value; expected NAME=VALUE")
+        if name in options:
+            raise OptionError(f"option {name!r}: is given twice; expected each once")
+        options[name] = value
+    return options
 
 
 def print_result(result: Explanation, photo: Path, file: Path, *, as_json: bool, table: bool) -> None:

@@ -3,8 +3,9 @@
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
@@ -75,6 +76,16 @@ def decode(photo: PhotoSource, mode: str) -> Image.Image:
         raise ImageError(f"{name}: cannot be read as a photo: {' '.join(reason.split())}") from err
     decoded.info = {}  # an orientation left there would be applied again, a transparent colour saved again
     return decoded
+
+
+def photos_among(paths: Iterable[Path]) -> list[Path]:
+    """Return, sorted, the files that are photos by the endings of their names; hidden ones are none."""
+    formats = Image.registered_extensions()
+    return sorted(
+        path
+        for path in paths
+        if formats.get(path.suffix.lower()) in FORMATS and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def _name(photo: PhotoSource) -> str:

@@ -9,6 +9,7 @@
     │   └── MissingRuntimeError  no usable ONNX Runtime is installed; an ImportError too
     ├── ImageError               a photo or array cannot be read or does not fit the model
     ├── TargetError              a class index or label that the model does not have
+    ├── DatasetError             a data set is of no known form, damaged, or does not fit the bundle or the results
     ├── OptionError              an option that has no meaning, or that contradicts another
     └── CancelledError           the caller asked an explanation to stop
 
@@ -70,6 +71,10 @@ class ImageError(EngineError):
 
 class TargetError(EngineError):
     """A class index or label that the model does not have."""
+
+
+class DatasetError(EngineError):
+    """A data set is of no known form, damaged, or does not fit the bundle or the results."""
 
 
 class OptionError(EngineError):

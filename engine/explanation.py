@@ -184,7 +184,7 @@ class Explanation:
         """
         path = Path(path)
         kind = file_kind(path)
-        _write(path, _png(self.figure()) if kind == ".png" else _npz(self._arrays()))
+        write_whole(path, _png(self.figure()) if kind == ".png" else _npz(self._arrays()))
 
     def _title(self) -> str:
         return f"class {self.target}" if self.label is None else self.label
@@ -248,11 +248,15 @@ def save_panel(explanations: Sequence[Explanation], path: Path) -> None:
     Raises:
         OptionError: There is nothing to draw, or the file cannot be written.
     """
-    _write(path, _png(draw_panel(explanations)))
+    write_whole(path, _png(draw_panel(explanations)))
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it, so that it is there whole, or as it was."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it, so that it is there whole, or as it was.
+
+    Raises:
+        OptionError: The file cannot be written.
+    """
     beside = path.with_name(f".{secrets.token_hex(8)}.part")  # not by the name: that may be as long as names can be
     try:
         beside.write_bytes(content)

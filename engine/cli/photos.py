@@ -2,12 +2,10 @@
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from engine.decode import FORMATS
+from engine.decode import photos_among
 from engine.errors import ImageError
 
 
@@ -33,21 +31,12 @@ def _photos_of(name: str) -> list[Path]:
         return [Path(name)]
     try:
         if os.path.isdir(name):
-            kind, photos = "the folder holds", _photos_among(Path(name).iterdir())
+            kind, photos = "the folder holds", photos_among(Path(name).iterdir())
         else:
-            kind, photos = "the pattern matches", _photos_among(map(Path, glob.glob(name, recursive=True)))
+            kind, photos = "the pattern matches", photos_among(map(Path, glob.glob(name, recursive=True)))
     except (OSError, ValueError) as err:
         reason = err.strerror if isinstance(err, OSError) else err
         raise ImageError(f"{name}: cannot be read: {reason}; expected a folder or a pattern of photos") from err
     if not photos:
         raise ImageError(f"{name}: {kind} no photo; expected files such as .jpg or .png")
     return photos
-
-
-def _photos_among(paths: Iterable[Path]) -> list[Path]:
-    formats = Image.registered_extensions()
-    return sorted(
-        path
-        for path in paths
-        if formats.get(path.suffix.lower()) in FORMATS and not path.name.startswith(".") and path.is_file()
-    )
