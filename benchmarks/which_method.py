@@ -14,16 +14,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine.evaluation import EVALUATED, Choice, Dataset, Store, Summary, evaluate, read_dataset, summarise
-from engine.evaluation.summary import SUBSETS, Cell, Measure
-from engine.spelling import parse_method
-
 import engine
 from benchmarks.machine import heading, machine
 from benchmarks.remembered import RememberingExplainer
 from engine.backends import create_backend
 from engine.bundle import load_bundle
+from engine.evaluation import EVALUATED, Choice, Dataset, Store, Summary, evaluate, read_dataset, summarise
+from engine.evaluation.summary import SUBSETS, Cell, Measure
 from engine.export import export
+from engine.spelling import parse_method
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
 MODELS = ("efficientnet-lite0-voc20", "resnet50-thin-voc20")
