@@ -42,7 +42,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bundles")
 
 
-@pytest.fixture(scope="module", params=FIRST + SECOND, ids=lambda case: f"{case[0]}-{Path(case[1]).stem}")
+@pytest.fixture(
+    scope="module",
+    params=[*FIRST, *(pytest.param(case, marks=pytest.mark.slow) for case in SECOND)],  # the suite has 15 minutes
+    ids=lambda case: f"{case[0]}-{Path(case[1]).stem}",
+)
 def case(request: pytest.FixtureRequest, assets: Path, bundles: Path) -> Case:
     made = make_case(assets, bundles, *request.param)
     made.rules = RULES[request.param]
