@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check package slow clean
+.PHONY: demo test check package slow openvino clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -20,6 +20,10 @@ check: $(VENV)/.dev
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
+# Recipro-CAM and RISE beside openvino-xai.
+openvino: $(VENV)/.dev $(VENV)-openvino/.ready
+	$(BIN)/python -m pytest tests/packages/test_openvino_xai.py
+
 # Builds the wheel, compares its contents with the repository, and tries it in a clean venv outside the checkout.
 package: $(VENV)/.dev
 	$(BIN)/python -m scripts.check_wheel
@@ -35,7 +39,17 @@ $(VENV)/.dev: pyproject.toml
 	# The tests need its architectures, which are plain Python. Without its dependencies: its compiled operators, which no
 	# classifier uses, belong to one build of torch, and pip would replace the build above to suit them.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.29.2
+	# The methods are compared with these. Without their dependencies, which would bring that torchvision's torch, pymongo
+	# and more; what they import is in `dev`.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps captum==0.9.0 grad-cam==1.5.7 torchcam==0.5.0 \
+		torchray==1.0.0.2 ttach==0.0.3
+	touch $@
+
+# NumPy 1 and an OpenVINO of 2024, so an environment of its own.
+$(VENV)-openvino/.ready: Makefile
+	$(PYTHON) -m venv $(VENV)-openvino
+	$(VENV)-openvino/bin/pip install --quiet --disable-pip-version-check openvino-xai==1.1.0
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-output
+	rm -rf $(VENV) $(VENV)-openvino build dist *.egg-info demo-output

@@ -69,29 +69,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.which_method", description=main.__doc__)
     parser.add_argument("work", type=Path, metavar="WORK", help="folder for bundles, scores and results")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.md", help="page that has the tables")
-    parser.add_argument("--sample", type=int, default=15, help=f"photos for {' and '.join(ON_SAMPLE)}; 15")
+    parser.add_argument("--sample", type=int, default=12, help=f"photos for {' and '.join(ON_SAMPLE)}; 12")
     parser.add_argument("--time", action="store_true", help="time the methods, and measure nothing else")
     parser.add_argument("--tables", action="store_true", help="write the tables from what the folder has")
     arguments = parser.parse_args()
     figures = arguments.output.with_suffix(".json")
     report: Report = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
-    for name in MODELS:
-        bundle = bundle_of(name, arguments.work)
-        of_model = report.setdefault(name, {})
-        if arguments.time:
-            of_model["milliseconds"] = times(bundle)
-            of_model["timed on"] = machine()
-        else:
-            with Store(arguments.work / f"{name}.sqlite") as store:
-                if not arguments.tables:
-                    compare(bundle, store, arguments.work / "scores", arguments.sample)
-                of_model["summary"] = figures_of(summarise(store, REFERENCE))
-        figures.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        page = arguments.output.read_text(encoding="utf-8")
-        before, rest = page.split(BEGIN)
-        _, after = rest.split(END)
-        tables = "\n".join(line for model, entry in report.items() for line in tables_of(model, entry))
-        arguments.output.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", encoding="utf-8")
+    for methods, sample in ((ON_ALL, None), (ON_SAMPLE, arguments.sample)):
+        for name in MODELS:
+            bundle = bundle_of(name, arguments.work)
+            of_model = report.setdefault(name, {})
+            if arguments.time:
+                of_model.setdefault("milliseconds", {}).update(times(bundle, methods))
+                of_model["timed on"] = machine()
+            else:
+                with Store(arguments.work / f"{name}.sqlite") as store:
+                    if not arguments.tables:
+                        compare(bundle, store, arguments.work / "scores", methods, sample)
+                    of_model["summary"] = figures_of(summarise(store, REFERENCE))
+            write(report, arguments.output)
+
+
+def write(report: Report, output: Path) -> None:
+    """Write the figures, and the tables into their place in the page."""
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    output.with_suffix(".json").write_text(text, encoding="utf-8")
+    before, rest = output.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    tables = "\n".join(line for model, entry in report.items() for line in tables_of(model, entry))
+    output.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", encoding="utf-8")
 
 
 def bundle_of(name: str, work: Path) -> Path:
@@ -114,24 +120,23 @@ def photos() -> Dataset:
     return read_dataset(ASSETS / "images" / "coco" / "val2017.json")
 
 
-def compare(bundle: Path, store: Store, scores: Path, sample: int) -> None:
-    """Measure every method that the store does not have yet."""
+def compare(bundle: Path, store: Store, scores: Path, methods: Sequence[str], sample: int | None) -> None:
+    """Measure by every method what the store does not have yet."""
     explainer = RememberingExplainer(load_bundle(bundle), create_backend("cpu"))
     explainer.folder = scores
     scores.mkdir(exist_ok=True)
     began = time.perf_counter()
-    for methods, choice in ((ON_ALL, Choice()), (ON_SAMPLE, Choice(sample=sample))):
-        for method in methods:
-            evaluate(explainer, photos(), [method], METRICS, store, choice)
-            print(f"{bundle.name}: {method} ({time.perf_counter() - began:.0f} s)", flush=True)
+    for method in methods:
+        evaluate(explainer, photos(), [method], METRICS, store, Choice(sample=sample))
+        print(f"{bundle.name}: {method} ({time.perf_counter() - began:.0f} s)", flush=True)
 
 
-def times(bundle: Path) -> dict[str, float]:
+def times(bundle: Path, methods: Sequence[str]) -> dict[str, float]:
     """Return the median milliseconds of one explanation by each method, after one that nobody counts."""
     found = {}
     chosen = [sample.photo for sample in photos().samples[:_TIMED_PHOTOS]]
     with engine.load(bundle) as explainer:
-        for name in (*ON_ALL, *ON_SAMPLE):
+        for name in methods:
             method = parse_method(name, EVALUATED)
             explainer.explain(chosen[0], method=method, max_masks=16)
             taken = [explainer.explain(photo, method=method).timings_ms["total"] for photo in chosen]

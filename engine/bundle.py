@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 
@@ -16,9 +17,10 @@ from engine.preprocess import Preprocess
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST_BYTES = 8 * 2**20
 """More than 20,000 labels of 300 bytes."""
+WEIGHTS = "weights.bin"
 OLD = ".old-"
 """Between the name of a bundle and a number: where the old one lies while two renames replace it."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _UNSEALED = "0" * 64
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 _LONGEST_QUOTE = 200
@@ -43,6 +45,21 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bias:
+    """An op that adds a bias, as `full_gradient.onnx` attributes to it.
+
+    Attributes:
+        name: The op's output in the source model.
+        op: Its operator.
+        shape: Sizes of its output, but for the batch.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """A bundle whose files have been checked against its manifest.
 
@@ -52,6 +69,8 @@ class Bundle:
         classes: Number of logits.
         activation: `softmax`, `sigmoid` or `none`.
         layers: Feature layers, shallow to deep.
+        biases: The ops that `full_gradient` attributes to, in the order of its outputs; none without it.
+        no_gradient: Why there are no `gradient` and `full_gradient`; None when there are.
         labels: One name per class, or None.
         preprocess: How a photo becomes the input, or None: then only prepared arrays can be explained.
         manifest: Everything that the manifest says.
@@ -62,6 +81,8 @@ class Bundle:
     classes: int
     activation: str
     layers: tuple[Layer, ...]
+    biases: tuple[Bias, ...]
+    no_gradient: str | None
     labels: tuple[str, ...] | None
     preprocess: Preprocess | None
     manifest: Mapping[str, object]
@@ -75,6 +96,34 @@ class Bundle:
     def tapped(self) -> Path:
         """The graph that runs once per image: image, classes → logits, classes, feature maps, average gradients."""
         return self.path / "tapped.onnx"
+
+    @property
+    def gradient(self) -> Path | None:
+        """The graph of input gradients: images, classes → logits, image gradients; None as `no_gradient` tells."""
+        return self.path / "gradient.onnx" if self.no_gradient is None else None
+
+    @property
+    def full_gradient(self) -> Path | None:
+        """As `gradient`, and then one output for each of `biases`: what it adds to the logit."""
+        return self.path / "full_gradient.onnx" if self.no_gradient is None else None
+
+    @property
+    def head(self) -> Path:
+        """The graph from the last feature layer to the logits: F_L [N, C, h, w] → logits [N, classes]."""
+        manifest: Any = self.manifest  # its shape is what the schema says
+        return self.path / str(manifest["graphs"]["blocks"][-1]["forward"])
+
+    def companion(self, name: str) -> Path | None:
+        """Return the gradient companion of a block: `block1` … `blockL`, or `head`; None where it has none.
+
+        Raises:
+            OptionError: There is no such block.
+        """
+        manifest: Any = self.manifest
+        files = {block["forward"].removesuffix(".onnx"): block["gradient"] for block in manifest["graphs"]["blocks"]}
+        if name not in files:
+            raise OptionError(f"{self.path}: has no block {name!r}; its blocks are {', '.join(files)}")
+        return None if files[name] is None else self.path / files[name]
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -119,6 +168,10 @@ def load_bundle(path: Path) -> Bundle:
             )
             for layer in manifest["layers"]
         ),
+        biases=tuple(
+            Bias(name=bias["name"], op=bias["op"], shape=tuple(map(int, bias["shape"]))) for bias in manifest["biases"]
+        ),
+        no_gradient=manifest["graphs"]["no_gradient"],
         labels=None if labels is None else tuple(labels),
         preprocess=preprocess,
         manifest=manifest,
@@ -206,6 +259,25 @@ def _set_aside(path: Path) -> str:
     )
 
 
+def list_files(folder: Path) -> dict[str, dict[str, str | int]]:
+    """Return the size and hash of every file in a folder, as a manifest lists them."""
+    return {
+        file.name: {"sha256": sha256_of(file), "size_bytes": file.stat().st_size} for file in sorted(folder.iterdir())
+    }
+
+
+def expect_unchanged(bundle: Bundle, graph: Path) -> None:
+    """Check a graph that is opened after the bundle was loaded, and the weights: another export may have replaced them.
+
+    Raises:
+        BundleError: A file is not the one that was loaded.
+    """
+    manifest: Any = bundle.manifest  # its shape is what the schema says
+    for name in (graph.name, WEIGHTS):
+        if name in manifest["files"]:
+            _check_file(bundle.path, name, manifest["files"])
+
+
 def _check_files(path: Path, listed: Mapping[str, Mapping[str, object]]) -> None:
     try:
         entries = sorted(path.iterdir())
@@ -214,39 +286,48 @@ def _check_files(path: Path, listed: Mapping[str, Mapping[str, object]]) -> None
     for entry in entries:
         if entry.name != MANIFEST and entry.name not in listed:
             raise BundleError(f"{entry}: is not listed in {MANIFEST}; expected only the bundle's own files: remove it")
-    for name, facts in listed.items():
-        file = path / name
-        try:
-            _expect_regular(file, f"expected the file that {MANIFEST} lists: export or copy the bundle again")
-            size, expected = file.stat().st_size, facts["size_bytes"]
-            if size != expected:
-                raise BundleError(
-                    f"{file}: holds {size} bytes; expected {expected}: it is truncated or changed, export or copy the "
-                    "bundle again"
-                )
-            found = sha256_of(file)
-        except OSError as err:
-            raise BundleError(f"{file}: cannot be read: {err.strerror}; export or copy the bundle again") from err
-        if found != facts["sha256"]:
+    for name in listed:
+        _check_file(path, name, listed)
+
+
+def _check_file(path: Path, name: str, listed: Mapping[str, Mapping[str, object]]) -> None:
+    file, facts = path / name, listed[name]
+    try:
+        _expect_regular(file, f"expected the file that {MANIFEST} lists: export or copy the bundle again")
+        size, expected = file.stat().st_size, facts["size_bytes"]
+        if size != expected:
             raise BundleError(
-                f"{file}: does not have the SHA-256 that {MANIFEST} lists: it was changed, export it again"
+                f"{file}: holds {size} bytes; expected {expected}: it is truncated or changed, export or copy the "
+                "bundle again"
             )
+        found = sha256_of(file)
+    except OSError as err:
+        raise BundleError(f"{file}: cannot be read: {err.strerror}; export or copy the bundle again") from err
+    if found != facts["sha256"]:
+        raise BundleError(f"{file}: does not have the SHA-256 that {MANIFEST} lists: it was changed, export it again")
 
 
 def _check_graphs(path: Path, manifest) -> None:  # type: ignore[no-untyped-def]  # as `_read_manifest` returns it
-    blocks, layers = manifest["graphs"]["blocks"], manifest["layers"]
+    graphs, layers = manifest["graphs"], manifest["layers"]
+    blocks = graphs["blocks"]
     if len(blocks) != len(layers) + 1:
         raise BundleError(
             f"{path / MANIFEST}: has {len(blocks)} blocks for {len(layers)} layers; expected one for each and for "
             "the head: export the model again"
         )
-    for block in blocks:
-        for name in (block["forward"], block["gradient"]):
-            if name is not None and name not in manifest["files"]:
-                raise BundleError(
-                    f"{path / MANIFEST}: $.graphs names {name!r}; expected one of the files under $.files: export the "
-                    "model again"
-                )
+    at_image = (graphs["gradient"], graphs["full_gradient"])
+    if any((name is None) != (graphs["no_gradient"] is not None) for name in at_image):
+        raise BundleError(
+            f"{path / MANIFEST}: $.graphs names {at_image[0]!r} and {at_image[1]!r} with the reason "
+            f"{_shortened(repr(graphs['no_gradient']))} for having none; expected both graphs, or a reason: export the "
+            "model again"
+        )
+    for name in (*at_image, *(block[key] for block in blocks for key in ("forward", "gradient"))):
+        if name is not None and name not in manifest["files"]:
+            raise BundleError(
+                f"{path / MANIFEST}: $.graphs names {name!r}; expected one of the files under $.files: export the "
+                "model again"
+            )
 
 
 def _expect_regular(file: Path, expectation: str) -> None:

@@ -1,4 +1,4 @@
-"""What a bundle's two graphs take and give, as its manifest says: checked when they are opened."""
+"""What a bundle's graphs take and give, as its manifest says: checked when each is opened."""
 
 from collections.abc import Sequence
 
@@ -7,31 +7,103 @@ from engine.bundle import Bundle
 from engine.errors import BundleError
 
 _FLOAT, _INT = "float32", "int64"
+_TARGETS = Tensor(_INT, (None,))
 
 
 def expect_contract(bundle: Bundle, tapped: Session, forward: Session) -> None:
-    """Check that both graphs are those that the manifest describes.
+    """Check that the graphs every method needs are those that the manifest describes.
 
     Raises:
         BundleError: A graph has another input or output than the manifest says.
     """
-    image = bundle.image_shape
-    layers = [Tensor(_FLOAT, (1, layer.channels, layer.height, layer.width)) for layer in bundle.layers]
+    expect_forward(bundle, forward)
+    expect_tapped(bundle, tapped)
+
+
+def expect_forward(bundle: Bundle, session: Session) -> None:
+    """Check `forward.onnx`.
+
+    Raises:
+        BundleError: It has another input or output than the manifest says.
+    """
+    _expect(bundle, "forward.onnx", session, [_images(bundle)], [_logits(bundle)])
+
+
+def expect_tapped(bundle: Bundle, session: Session) -> None:
+    """Check `tapped.onnx`.
+
+    Raises:
+        BundleError: It has another input or output than the manifest says.
+    """
+    image, logits = Tensor(_FLOAT, (1, *bundle.image_shape)), Tensor(_FLOAT, (1, bundle.classes))
+    maps = [Tensor(_FLOAT, (1, layer.channels, layer.height, layer.width)) for layer in bundle.layers]
     averages = [Tensor(_FLOAT, (None, layer.channels)) for layer in bundle.layers]
-    targets = Tensor(_INT, (None,))
-    _expect(bundle, "forward.onnx: inputs", forward.inputs, [Tensor(_FLOAT, (None, *image))])
-    _expect(bundle, "forward.onnx: outputs", forward.outputs, [Tensor(_FLOAT, (None, bundle.classes))])
-    _expect(bundle, "tapped.onnx: inputs", tapped.inputs, [Tensor(_FLOAT, (1, *image)), targets])
-    logits = Tensor(_FLOAT, (1, bundle.classes))
-    _expect(bundle, "tapped.onnx: outputs", tapped.outputs, [logits, targets, *layers, *averages])
+    _expect(bundle, "tapped.onnx", session, [image, _TARGETS], [logits, _TARGETS, *maps, *averages])
 
 
-def _expect(bundle: Bundle, subject: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    if list(found) != list(expected):
-        raise BundleError(
-            f"{bundle.path}: {subject} are {_names(found)}; the manifest says {_names(expected)}: they belong to "
-            "different exports, export the model again"
-        )
+def expect_head(bundle: Bundle, session: Session) -> None:
+    """Check the head: last feature layer → logits.
+
+    Raises:
+        BundleError: It has another input or output than the manifest says.
+    """
+    _expect(bundle, bundle.head.name, session, [_borders(bundle)[-2]], [_logits(bundle)])
+
+
+def expect_companion(bundle: Bundle, name: str, session: Session) -> None:
+    """Check the gradient companion of the block `name`, one of the bundle's.
+
+    Raises:
+        BundleError: It has another input or output than the manifest says.
+    """
+    place = len(bundle.layers) if name == "head" else int(name.removeprefix("block")) - 1
+    block_input, block_output = _borders(bundle)[place : place + 2]
+    total = Tensor(_FLOAT, block_input.shape[:2])
+    _expect(bundle, f"{name}.grad.onnx", session, [block_input, block_output], [block_input, total])
+
+
+def expect_gradient(bundle: Bundle, session: Session) -> None:
+    """Check `gradient.onnx`.
+
+    Raises:
+        BundleError: It has another input or output than the manifest says.
+    """
+    images = _images(bundle)
+    _expect(bundle, "gradient.onnx", session, [images, _TARGETS], [_logits(bundle), images])
+
+
+def expect_full_gradient(bundle: Bundle, session: Session) -> None:
+    """Check `full_gradient.onnx`.
+
+    Raises:
+        BundleError: It has another input or output than the manifest says.
+    """
+    images = _images(bundle)
+    attributions = [Tensor(_FLOAT, (None, *bias.shape)) for bias in bundle.biases]
+    _expect(bundle, "full_gradient.onnx", session, [images, _TARGETS], [_logits(bundle), images, *attributions])
+
+
+def _images(bundle: Bundle) -> Tensor:
+    return Tensor(_FLOAT, (None, *bundle.image_shape))
+
+
+def _logits(bundle: Bundle) -> Tensor:
+    return Tensor(_FLOAT, (None, bundle.classes))
+
+
+def _borders(bundle: Bundle) -> list[Tensor]:
+    """Return what lies between the blocks: the image, the feature layers, the logits."""
+    layers = [Tensor(_FLOAT, (None, layer.channels, layer.height, layer.width)) for layer in bundle.layers]
+    return [_images(bundle), *layers, _logits(bundle)]
+
+
+def _expect(bundle: Bundle, graph: str, session: Session, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    for what, found, expected in (("inputs", session.inputs, inputs), ("outputs", session.outputs, outputs)):
+        if list(found) != list(expected):
+            raise BundleError(
+                f"{bundle.path}: {graph}: {what} are {_names(found)}; the manifest says {_names(expected)}: they "
+                "belong to different exports, export the model again"
+            )
 
 
 def _names(tensors: Sequence[Tensor]) -> str:

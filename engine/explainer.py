@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends import Backend, create_backend
-from engine.bundle import Bundle, load_bundle
+from engine.bundle import Bundle, list_files, load_bundle
 from engine.errors import BackendError, OptionError
 from engine.explanation import Explanation
 from engine.image import Photo
@@ -95,7 +95,8 @@ class Explainer:
             BundleError: A graph has other inputs or outputs than the manifest says.
             BackendError: The runtime refused a graph.
         """
-        return Explainer(replace(self.bundle, path=folder), self._backend)
+        manifest = {**self.bundle.manifest, "files": list_files(folder)}
+        return Explainer(replace(self.bundle, path=folder, manifest=manifest), self._backend)
 
     def classify(self, image: Photo, activation: str | None = None) -> NDArray[np.float64]:
         """Return the class scores of an image, float64 [classes].

@@ -87,7 +87,7 @@ def make_baseline(
     if isinstance(baseline, str) and baseline == "zero":
         return None
     if isinstance(baseline, str) and baseline == "blur":
-        return _blur(array[0])
+        return blur(array[0], _BLUR * min(array.shape[2:]))
     channels = array.shape[1]
     colour = baseline if isinstance(baseline, tuple | list) else ()
     if len(colour) != channels or not all(isinstance(v, int | float | np.number) and 0 <= v <= 255 for v in colour):
@@ -217,8 +217,16 @@ def _fitting(array: NDArray[np.generic], image_shape: tuple[int, int, int]) -> s
     return f"; {remedies[array.shape]}" if array.shape in remedies else ""
 
 
-def _blur(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    sigma = _BLUR * min(image.shape[1:])
+def blur(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Blur an image with a Gaussian; at the border, weights beyond it fall to those within.
+
+    Args:
+        image: float32 [C, H, W].
+        sigma: Standard deviation in pixels, above 0.
+
+    Returns:
+        float32 [C, H, W].
+    """
     rows, columns = (_gaussian(size, sigma) for size in image.shape[1:])
     return np.asarray(rows @ image @ columns.T, np.float32)
 

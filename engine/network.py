@@ -1,10 +1,20 @@
 """The graphs of a bundle, opened in a runtime."""
 
+from pathlib import Path
 from threading import Lock
 
 from engine.backends import Backend, Session
-from engine.bundle import Bundle
-from engine.contract import expect_contract
+from engine.bundle import Bundle, expect_unchanged
+from engine.contract import (
+    expect_companion,
+    expect_contract,
+    expect_full_gradient,
+    expect_gradient,
+    expect_head,
+)
+from engine.errors import BundleError
+
+_CHECKS = {"head": expect_head, "gradient": expect_gradient, "full_gradient": expect_full_gradient}
 
 
 class Network:
@@ -30,10 +40,15 @@ class Network:
         self._sessions: dict[str, Session] = {"tapped": tapped, "forward": forward}
 
     def session(self, graph: str) -> Session:
-        """Return one of the bundle's graphs, by the name of its file without `.onnx`.
+        """Return one of the bundle's graphs.
+
+        Args:
+            graph: `tapped`, `forward`, `head`, `gradient`, `full_gradient`; or a gradient companion, `head.grad` or
+                `block1.grad` ….
 
         Raises:
-            BundleError: The bundle has no such graph, or another than its manifest says.
+            BundleError: The bundle has no such graph, or another than its manifest says, or it was changed after it had
+                been loaded.
             BackendError: The runtime refused it.
         """
         with self._lock:
@@ -42,4 +57,24 @@ class Network:
             return self._sessions[graph]
 
     def _open(self, graph: str) -> Session:
-        return self._backend.open(self._bundle.path / f"{graph}.onnx", many_runs=graph == "head")
+        bundle = self._bundle
+        block = graph.removesuffix(".grad")
+        file = self._file(graph)
+        if file is None:
+            raise BundleError(
+                f"{bundle.path}: has no {graph}.onnx, which this method needs: {bundle.no_gradient}; choose a method "
+                "that needs no gradient at the image"
+            )
+        expect_unchanged(bundle, file)
+        session = self._backend.open(file, many_runs=graph == "head")
+        if block != graph:
+            expect_companion(bundle, block, session)
+        else:
+            _CHECKS[graph](bundle, session)
+        return session
+
+    def _file(self, graph: str) -> Path | None:
+        """Return the file of a graph, or None if the bundle has none."""
+        bundle = self._bundle
+        files = {"head": bundle.head, "gradient": bundle.gradient, "full_gradient": bundle.full_gradient}
+        return files[graph] if graph in files else bundle.companion(graph.removesuffix(".grad"))

@@ -194,7 +194,12 @@ class Probe:
         return scores
 
     def gradients(
-        self, rows: Rows, targets: NDArray[np.int64], count: int, keep: Callable[[range, Floats, Floats], None]
+        self,
+        rows: Rows,
+        targets: NDArray[np.int64],
+        count: int,
+        keep: Callable[[range, Floats, Floats], None],
+        batch_size: int | None = None,
     ) -> int:
         """Differentiate logits at changed images.
 
@@ -204,6 +209,7 @@ class Probe:
             count: Take the first so many.
             keep: Takes the numbers of the images of a run, their logits float32 [m, classes] and ∂logit/∂image
                 float32 [m, C, H, W], in order.
+            batch_size: The most images in a run, where each depends on what was kept before; None for the caller's.
 
         Returns:
             How many images were taken: a deadline may leave the last out.
@@ -224,8 +230,9 @@ class Probe:
             return [targets[part.start : part.stop]]
 
         pace = self.pace("gradient")
+        most = self.options.batch_size if batch_size is None else batch_size
         with self.clock("score"):
-            done = run_rows(session, rows, count, self.options.batch_size, pace, take, beside)
+            done = run_rows(session, rows, count, most, pace, take, beside)
         self._count("gradient", done)
         return done
 

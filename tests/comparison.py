@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import engine
@@ -109,6 +111,39 @@ class Case:
             self.network, self.x, self.target, self.layers, self.logits_name, self.decisions()
         )
         return agreement.assert_alpha([alpha[0] for alpha in self.alpha], reference, bound)
+
+    def check_input_gradients(self, bound: float = agreement.ALPHA) -> None:
+        """(b) Compare `full_gradient.onnx` with float64 autograd that repeats this run's decisions, in a batch of two.
+
+        The rows are the image with this class, and the image turned over with the first class. All biased ops are Conv
+        or Gemm. `gradient.onnx` gives the same.
+        """
+        bundle = self.model.explainer.bundle
+        images, targets = np.concatenate([self.x, self.x[..., ::-1]]), np.array([self.target, 0], np.int64)
+        names = self.network.decision_names([self.logits_name])
+        graph = onnx.load(bundle.full_gradient)
+        model = expose(graph, names)
+        outputs = OnnxRuntimeCpu().open(model.SerializeToString()).run([images, targets])
+        exposed = {value.name: array for value, array in zip(model.graph.output, outputs, strict=True)}
+
+        leaf = torch.tensor(images, dtype=torch.float64, requires_grad=True)
+        ops = [bias.name for bias in bundle.biases]
+        decisions = {name: exposed[name] for name in names}
+        values = self.network.run(leaf, [self.logits_name, *ops], decisions=decisions)
+        logit = values[self.logits_name][[0, 1], targets.tolist()].sum()
+        expected, *at_ops = torch.autograd.grad(logit, [leaf, *(values[name] for name in ops)])
+        pairs = [(exposed["image_gradient"], expected.numpy())]
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+        made_by = {entry.output[0]: entry for entry in graph.graph.node}
+        for number, (name, gradient) in enumerate(zip(ops, at_ops, strict=True), start=1):
+            bias = arrays[made_by[name].input[2]].astype(np.float64)
+            product = gradient.numpy() * bias.reshape(-1, *[1] * (gradient.ndim - 2))
+            pairs.append((exposed[f"bias_attribution_{number}"], product))
+        for place, (found, right) in enumerate(pairs):
+            distance = float(np.linalg.norm(found - right) / np.linalg.norm(right))
+            assert distance <= bound, f"output {place} of the gradients: relative L2 {distance:.3e}"
+        alone = OnnxRuntimeCpu().open(bundle.gradient).run([images, targets])[1]
+        assert np.linalg.norm(alone - expected.numpy()) <= bound * np.linalg.norm(expected.numpy())
 
     def check(
         self, result: engine.Explanation, alpha: Sequence[NDArray[np.float32]], rule: method.Rule, fusion: method.Fusion

@@ -20,6 +20,8 @@ SECOND = [(model, PHOTOS[kind][1]) for model, kind in MODELS.items()]
 RULES: dict[tuple[str, str], tuple[method.Rule, ...]] = dict.fromkeys(FIRST, ("otsu", "otsu-count", "positive"))
 RULES |= dict.fromkeys(SECOND, ("otsu", "otsu-count"))
 RULES["squeezenet1.1", PHOTOS[MODELS["squeezenet1.1"]][0]] = ("otsu", "otsu-count", "positive", "all")
+QUICK = ("resnet50-thin-voc20", "squeezenet1.1")
+"""Models whose float64 gradients at the image take a second or two; depthwise ones take torch half a minute."""
 
 
 def make_case(assets: Path, folder: Path, name: str, photo: str) -> Case:
@@ -40,7 +42,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bundles")
 
 
-@pytest.fixture(scope="module", params=FIRST + SECOND, ids=lambda case: f"{case[0]}-{Path(case[1]).stem}")
+@pytest.fixture(
+    scope="module",
+    params=[*FIRST, *(pytest.param(case, marks=pytest.mark.slow) for case in SECOND)],  # the suite has 15 minutes
+    ids=lambda case: f"{case[0]}-{Path(case[1]).stem}",
+)
 def case(request: pytest.FixtureRequest, assets: Path, bundles: Path) -> Case:
     made = make_case(assets, bundles, *request.param)
     made.rules = RULES[request.param]
@@ -81,6 +87,14 @@ def test_same_input_gives_the_same_bytes(case: Case) -> None:
     first, second = (case.model.explainer.explain(case.photo) for _ in range(2))
     assert first.heatmap.tobytes() == second.heatmap.tobytes()
     assert [layer.scores.tobytes() for layer in first.layers] == [layer.scores.tobytes() for layer in second.layers]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
+)
+def test_input_gradients_equal_float64_autograd(name: str, assets: Path, bundles: Path) -> None:
+    make_case(assets, bundles, name, PHOTOS[MODELS[name]][1]).check_input_gradients()
 
 
 @pytest.mark.slow

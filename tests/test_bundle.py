@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.bundle import LARGEST_MANIFEST_BYTES, SCHEMA_VERSION, Layer, load_bundle, seal, sha256_of
-from engine.errors import BundleError
+from engine.bundle import LARGEST_MANIFEST_BYTES, SCHEMA_VERSION, Bias, Layer, load_bundle, seal, sha256_of
+from engine.errors import BundleError, OptionError
 from engine.preprocess import Preprocess
 from tests.tiny_cnn import HEIGHT, LABELS, WIDTH
 
 FILES = (
     *("block1.grad.onnx", "block1.onnx", "block2.grad.onnx", "block2.onnx", "block3.grad.onnx", "block3.onnx"),
-    *("forward.onnx", "head.grad.onnx", "head.onnx", "tapped.onnx", "weights.bin"),
+    *("forward.onnx", "full_gradient.onnx", "gradient.onnx", "head.grad.onnx", "head.onnx", "tapped.onnx"),
+    "weights.bin",
 )
 REMEDY = "export or copy the bundle again"
 MANIFEST_EXPECTED = "expected the manifest of a bundle made by python -m engine.export: copy it again"
@@ -66,12 +67,56 @@ def test_values(tiny_bundle: Path) -> None:
     )
     assert bundle.forward == tiny_bundle / "forward.onnx"
     assert bundle.tapped == tiny_bundle / "tapped.onnx"
-    assert bundle.manifest["schema_version"] == SCHEMA_VERSION == 1
+    assert bundle.gradient == tiny_bundle / "gradient.onnx"
+    assert bundle.full_gradient == tiny_bundle / "full_gradient.onnx"
+    assert bundle.head == tiny_bundle / "head.onnx"
+    for name in ("block1", "block2", "block3", "head"):
+        assert bundle.companion(name) == tiny_bundle / f"{name}.grad.onnx"
+    assert (bundle.biases, bundle.no_gradient) == ((), None)
+    assert bundle.manifest["schema_version"] == SCHEMA_VERSION == 2
     assert bundle.manifest == json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
 
 
+def test_biases_are_those_of_the_manifest(bundle: Path) -> None:
+    said = [{"name": "conv1", "op": "Conv", "shape": [8, 24.0, 32]}, {"name": "logits", "op": "Gemm", "shape": [5]}]
+    edit(bundle, lambda manifest: manifest.update(biases=said))
+    assert load_bundle(bundle).biases == (
+        Bias(name="conv1", op="Conv", shape=(8, 24, 32)),
+        Bias(name="logits", op="Gemm", shape=(5,)),
+    )
+
+
+def test_a_bundle_may_lack_gradients_at_the_image(bundle: Path) -> None:
+    def take_away(manifest: dict[str, Any]) -> None:
+        manifest["graphs"].update(gradient=None, full_gradient=None, no_gradient="a Sin has no rule")
+        manifest["graphs"]["blocks"][0]["gradient"] = None
+        for name in ("gradient.onnx", "full_gradient.onnx", "block1.grad.onnx"):
+            del manifest["files"][name]
+            (bundle / name).unlink()
+
+    edit(bundle, take_away)
+    loaded = load_bundle(bundle)
+    assert (loaded.gradient, loaded.full_gradient, loaded.companion("block1")) == (None, None, None)
+    assert loaded.no_gradient == "a Sin has no rule"
+    assert loaded.companion("head") == bundle / "head.grad.onnx"
+
+
+@pytest.mark.parametrize("name", ["gradient.onnx", "full_gradient.onnx"])
+def test_a_graph_of_input_gradients_that_is_not_listed(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    edit(bundle, lambda manifest: manifest["files"].pop(name))
+    remedy = "expected one of the files under $.files: export the model again"
+    refuses(bundle, f"{bundle / 'manifest.json'}: $.graphs names {name!r}; {remedy}")
+
+
+def test_a_block_that_the_bundle_does_not_have(tiny_bundle: Path) -> None:
+    text = f"{tiny_bundle}: has no block 'block4'; its blocks are block1, block2, block3, head"
+    with pytest.raises(OptionError, match=f"^{re.escape(text)}$"):
+        load_bundle(tiny_bundle).companion("block4")
+
+
 def test_the_manifest_lists_every_other_file(tiny_bundle: Path) -> None:
-    assert tuple(sorted(file.name for file in tiny_bundle.iterdir())) == (*FILES[:9], "manifest.json", *FILES[9:])
+    assert tuple(sorted(file.name for file in tiny_bundle.iterdir())) == (*FILES[:11], "manifest.json", *FILES[11:])
     listed = load_bundle(tiny_bundle).manifest["files"]
     assert isinstance(listed, dict)
     assert tuple(listed) == FILES
@@ -269,13 +314,20 @@ def test_a_manifest_nested_too_deep(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "version"),
-    [({"schema_version": 2}, "2"), ({"schema_version": "1"}, "'1'"), ({"schema_version": 0}, "0"), ({}, "None")],
+    [
+        ({"schema_version": 1}, "1"),
+        ({"schema_version": 3}, "3"),
+        ({"schema_version": True}, "True"),
+        ({"schema_version": "1"}, "'1'"),
+        ({"schema_version": 0}, "0"),
+        ({}, "None"),
+    ],
 )
 def test_another_schema_version(bundle: Path, content: dict[str, object], version: str) -> None:
     (bundle / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     refuses(
         bundle,
-        f"{bundle / 'manifest.json'}: has schema version {version}; this engine reads version 1: export the model "
+        f"{bundle / 'manifest.json'}: has schema version {version}; this engine reads version 2: export the model "
         "again, or install the engine that wrote it",
     )
 
@@ -283,18 +335,19 @@ def test_another_schema_version(bundle: Path, content: dict[str, object], versio
 @pytest.mark.parametrize("content", ["[]", "null", "1", '"manifest"'])
 def test_a_manifest_that_is_no_object_has_no_version(bundle: Path, content: str) -> None:
     (bundle / "manifest.json").write_text(content, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"manifest\.json: has schema version None; this engine reads version 1"):
+    with pytest.raises(BundleError, match=r"manifest\.json: has schema version None; this engine reads version 2"):
         load_bundle(bundle)
 
 
 def test_a_newer_version_is_named_before_its_schema_is_judged(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=2, activation="new"))
-    with pytest.raises(BundleError, match="has schema version 2"):
+    edit(bundle, lambda manifest: manifest.update(schema_version=3, activation="new"))
+    with pytest.raises(BundleError, match="has schema version 3"):
         load_bundle(bundle)
 
 
 SHA = "0" * 64
 ONE_EACH = "expected one for each and for the head: export the model again"
+BOTH = "expected both graphs, or a reason: export the model again"
 NAME = "'^[A-Za-z0-9_][A-Za-z0-9_.-]*$'"
 
 
@@ -306,7 +359,6 @@ NAME = "'^[A-Za-z0-9_][A-Za-z0-9_.-]*$'"
             lambda m: m.update(author="me"),
             "$ does not fit the schema: Additional properties are not allowed ('author' was unexpected)",
         ),
-        (lambda m: m.update(schema_version=True), "$.schema_version does not fit the schema: 1 was expected"),
         (
             lambda m: m.update(activation="relu"),
             "$.activation does not fit the schema: 'relu' is not one of ['softmax', 'sigmoid', 'none']",
@@ -350,6 +402,30 @@ NAME = "'^[A-Za-z0-9_][A-Za-z0-9_.-]*$'"
         (
             lambda m: m["graphs"]["blocks"][0].update(gradient="Block1.grad.onnx"),
             "$.graphs names 'Block1.grad.onnx'; expected one of the files under $.files: export the model again",
+        ),
+        (
+            lambda m: m["graphs"].update(gradient="grad.onnx"),
+            "$.graphs.gradient does not fit the schema: 'grad.onnx' is not one of ['gradient.onnx', None]",
+        ),
+        (
+            lambda m: m["graphs"].update(full_gradient=None),
+            f"$.graphs names 'gradient.onnx' and None with the reason None for having none; {BOTH}",
+        ),
+        (
+            lambda m: m["graphs"].update(gradient=None, full_gradient=None),
+            f"$.graphs names None and None with the reason None for having none; {BOTH}",
+        ),
+        (
+            lambda m: m["graphs"].update(no_gradient="a Sin"),
+            f"$.graphs names 'gradient.onnx' and 'full_gradient.onnx' with the reason 'a Sin' for having none; {BOTH}",
+        ),
+        (
+            lambda m: m["biases"].append({"name": "conv1", "op": "Conv", "shape": [8, 0, 32]}),
+            "$.biases[0].shape[1] does not fit the schema: 0 is less than the minimum of 1",
+        ),
+        (
+            lambda m: m["verification"].update(completeness_gap=-1),
+            "$.verification.completeness_gap does not fit the schema: -1 is less than the minimum of 0",
         ),
         (lambda m: m["graphs"]["blocks"].pop(), f"has 3 blocks for 3 layers; {ONE_EACH}"),
         (lambda m: m["layers"].pop(), f"has 4 blocks for 2 layers; {ONE_EACH}"),
@@ -457,7 +533,7 @@ def test_a_manifest_with_millions_of_errors_is_refused_for_the_first_of_them(bun
     start = f"$.activation does not fit the schema: '{199 * 'x'}…; export the model again"
     assert message == start
     message = quickly_refused(bundle, json.dumps({"schema_version": "x" * 5_000_000}))
-    assert message.startswith(f"has schema version '{199 * 'x'}…; this engine reads version 1: ")
+    assert message.startswith(f"has schema version '{199 * 'x'}…; this engine reads version 2: ")
 
 
 def test_a_file_struck_from_the_manifest_is_foreign(bundle: Path) -> None:

@@ -3,19 +3,32 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import engine
-from engine.backends import OnnxRuntimeCpu, Tensor
-from engine.bundle import seal, sha256_of
-from engine.contract import expect_contract
+from engine.backends import OnnxRuntimeCpu, Session, Tensor
+from engine.bundle import Bundle, seal, sha256_of
+from engine.contract import (
+    expect_companion,
+    expect_contract,
+    expect_forward,
+    expect_full_gradient,
+    expect_gradient,
+    expect_head,
+    expect_tapped,
+)
 from engine.errors import BundleError
-from tests.tiny_cnn import photo_pixels
+from engine.export import export
+from tests.tiny_cnn import photo_pixels, tiny_cnn
 
 IMAGE = "float32 [?, 3, 24, 32]"
 TAPPED = (
@@ -105,6 +118,64 @@ def test_a_tapped_graph_that_explains_another_class(tiny_bundle: Path) -> None:
     )
     with pytest.raises(BundleError, match=f"^{re.escape(text)}$"):
         explainer.explain(photo_pixels(), [3, None])
+
+
+CHECKS: dict[str, Callable[[Bundle, Session], None]] = {
+    "forward.onnx": expect_forward,
+    "tapped.onnx": expect_tapped,
+    "head.onnx": expect_head,
+    "gradient.onnx": expect_gradient,
+    "full_gradient.onnx": expect_full_gradient,
+    "block1.grad.onnx": partial(expect_companion, name="block1"),
+    "block2.grad.onnx": partial(expect_companion, name="block2"),
+    "head.grad.onnx": partial(expect_companion, name="head"),
+}
+INTERFACES = {
+    "head.onnx": ("float32 [?, 16, 6, 8]", "float32 [?, 5]"),
+    "gradient.onnx": (f"{IMAGE}, int64 [?]", f"float32 [?, 5], {IMAGE}"),
+    "full_gradient.onnx": (f"{IMAGE}, int64 [?]", f"float32 [?, 5], {IMAGE}, float32 [?, 8, 24, 32], float32 [?, 5]"),
+    "block1.grad.onnx": (f"{IMAGE}, float32 [?, 8, 24, 32]", f"{IMAGE}, float32 [?, 3]"),
+    "block2.grad.onnx": (
+        "float32 [?, 8, 24, 32], float32 [?, 12, 12, 16]",
+        "float32 [?, 8, 24, 32], float32 [?, 8]",
+    ),
+    "head.grad.onnx": ("float32 [?, 16, 6, 8], float32 [?, 5]", "float32 [?, 16, 6, 8], float32 [?, 16]"),
+}
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of the tiny CNN with a bias in its first Conv and in its Gemm."""
+    model = tiny_cnn()
+    for op, size in (("Conv", 8), ("Gemm", 5)):
+        layer = next(entry for entry in model.graph.node if entry.op_type == op)
+        layer.input.append(f"bias of {op}")
+        model.graph.initializer.append(numpy_helper.from_array(np.full(size, 0.1, np.float32), f"bias of {op}"))
+    folder = tmp_path_factory.mktemp("biased")
+    onnx.save(model, folder / "biased.onnx")
+    return export(folder / "biased.onnx", folder / "biased.ada", activation="softmax").bundle
+
+
+@pytest.mark.parametrize("graph", CHECKS)
+def test_every_graph_is_what_the_manifest_says(graph: str, biased: Bundle) -> None:
+    CHECKS[graph](biased, session=OnnxRuntimeCpu(threads=1).open(biased.path / graph))
+
+
+@pytest.mark.parametrize("graph", INTERFACES)
+def test_a_graph_that_takes_or_gives_something_else(graph: str, biased: Bundle) -> None:
+    @dataclass(frozen=True)
+    class Forged:
+        inputs: Sequence[Tensor]
+        outputs: Sequence[Tensor]
+
+    right = OnnxRuntimeCpu(threads=1).open(biased.path / graph)
+    for what, place in (("inputs", 0), ("outputs", 1)):
+        sides = [right.inputs, right.outputs]
+        sides[place] = [*sides[place][:-1], Tensor("float32", (7,))]
+        found = ", ".join(map(str, sides[place]))
+        text = f"{biased.path}: {graph}: {what} are {found}; the manifest says {INTERFACES[graph][place]}: {REMEDY}"
+        with pytest.raises(BundleError, match=f"^{re.escape(text)}$"):
+            CHECKS[graph](biased, session=Forged(*sides))
 
 
 def test_tensors_as_text() -> None:

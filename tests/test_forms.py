@@ -27,6 +27,10 @@ NOTES = {
     "channels last": ("the file takes its images channels last; the bundle takes them channels first",),
     "float16": ("the file computes in float16; the bundle computes in float32",),
 }
+NO_GRADIENT = (
+    "the file is quantized, and gradients pass the rounding straight through, also where it cuts values off in the "
+    "place of a ReLU: at the image they would not be the network's"
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,12 @@ def quantized(plain: Exported, assets: Path, folder: Path) -> Exported:
     report = compiled(path, plain.source.parent / "preprocess.json")
     assert report.notes == (
         "the file is quantized: it is scored in integers; gradients pass the rounding straight through",
+        f"the bundle has no gradient.onnx and full_gradient.onnx, which Ada-SISE does not need: {NO_GRADIENT}",
     )
+    bundle = report.bundle
+    assert (bundle.gradient, bundle.full_gradient, bundle.no_gradient) == (None, None, NO_GRADIENT)
+    assert bundle.companion("block1") == bundle.path / "block1.grad.onnx"
+    assert report.verification.image_gradient_error is None
     assert report.verification.forward_error <= 1e-6
     return Exported(source=path, explainer=engine.load(report.bundle.path), activation="softmax")
 

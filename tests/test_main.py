@@ -405,6 +405,8 @@ def test_inspect_says_what_is_in_a_bundle(tiny_bundle: Path) -> None:
         "preprocessing size [24, 32], resize 36, interp bilinear, scale 255.0, bgr False, mean [0.485, 0.456, 0.406], ",
         "classes 5, softmax",
         "labels tabby cat, tiger cat, bull mastiff, …",
+        "input gradients at the image and at 0 biased ops",
+        f"what image and biases miss of the logit: {figures['completeness_gap']:.1e} of the largest logit",
     ):
         assert any(line.startswith(start) for line in lines), start
     for name, facts in manifest["files"].items():

@@ -31,6 +31,9 @@ def print_origin(bundle: Bundle, console: Console) -> None:
     settings = bundle.preprocess
     versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["versions"].items()))
     labels = "none" if bundle.labels is None else f"{', '.join(bundle.labels[:3])}, …"
+    input_gradients = f"at the image and at {len(bundle.biases)} biased ops"
+    if bundle.no_gradient is not None:
+        input_gradients = f"none: {bundle.no_gradient}"
     preprocessing = "none: takes prepared arrays only"
     if settings is not None:
         preprocessing = ", ".join(f"{key} {value}" for key, value in settings.as_json().items())
@@ -43,6 +46,7 @@ def print_origin(bundle: Bundle, console: Console) -> None:
         ("preprocessing", preprocessing),
         ("classes", f"{bundle.classes}, {bundle.activation}"),
         ("labels", labels),
+        ("input gradients", input_gradients),
     ):
         table.add_row(subject, _plain(fact))
     console.print(table)
@@ -81,6 +85,9 @@ def print_contents(bundle: Bundle, console: Console) -> None:
         ("chain of blocks against the source", figures["blocks_error"], of_logits),
         ("chain in float64, in which gradients are verified", figures["float64_error"], of_logits),
         ("average gradients, tapped against the companions", max(figures["average_gradient_errors"].values()), ""),
+        ("image gradients, gradient against the companions", figures["image_gradient_error"], ""),
+        ("image gradients, full_gradient against gradient", figures["full_gradient_error"], ""),
+        ("what image and biases miss of the logit", figures["completeness_gap"], of_logits),
     ):
         console.print(f"{text}: {_figure(figure)}{'' if figure is None else unit}")
 

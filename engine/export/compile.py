@@ -17,9 +17,10 @@ from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import SCHEMA_VERSION, Bundle, load_bundle
 from engine.errors import ModelError, OptionError, UnsupportedOpError
+from engine.export.biases import biased_ops
 from engine.export.cut import feature_layers
 from engine.export.differentiate import companion
-from engine.export.link import forward, tapped
+from engine.export.link import forward, full_gradient, gradient, tapped
 from engine.export.pack import new_bundle, write_graphs, write_manifest
 from engine.export.source import Source, load_source
 from engine.export.split import Block, split
@@ -27,6 +28,11 @@ from engine.export.torch_module import write_onnx
 from engine.export.verify import Verification, expect_runnable, verify
 from engine.image import prepare
 from engine.preprocess import Preprocess
+
+_QUANTIZED = (
+    "the file is quantized, and gradients pass the rounding straight through, also where it cuts values off in the "
+    "place of a ReLU: at the image they would not be the network's"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +43,8 @@ class ExportReport:
         bundle: The bundle, as it was loaded again from disk.
         ops: For each block and the head, how many nodes of each operator it has.
         verification: The figures of the checks.
-        notes: What the user should know: how the model was brought into the bundle's form, or that a companion could
-            not be made.
+        notes: What the user should know: how the model was brought into the bundle's form, or that there is no gradient
+            at the image.
     """
 
     bundle: Bundle
@@ -105,14 +111,20 @@ def export(
         try:
             points = feature_layers(source.model.graph, layers)
             blocks = split(source.model, [point.name for point in points])
-            companions, notes = _companions(blocks)
+            companions, no_gradient = _companions(blocks)
+            no_gradient = _QUANTIZED if source.original.quantized else no_gradient
+            biased = biased_ops(source.model.graph) if no_gradient is None else []
         except ModelError as err:
             raise type(err)(f"{source.name}: {err}") from err
         graphs = {block.name: block.model.clone() for block in blocks}
         graphs |= {f"{name}.grad": model.clone() for name, model in companions.items()}
         graphs |= {"forward": forward(source), "tapped": tapped(source, points)}
+        if no_gradient is None:
+            graphs |= {"gradient": gradient(source), "full_gradient": full_gradient(source, biased)}
         write_graphs(folder, graphs)
-        verification = verify(source, points, blocks, companions, folder, step, image)
+        verification = verify(
+            source, points, blocks, companions, folder, step, image, input_gradients=no_gradient is None
+        )
         step("bundle")
         ops = {block.name: dict(Counter(node.op_type for node in block.model.graph).most_common()) for block in blocks}
         channels, height, width = source.image_shape
@@ -137,9 +149,13 @@ def export(
                 "layers": [
                     {"name": p.name, "channels": p.channels, "height": p.height, "width": p.width} for p in points
                 ],
+                "biases": [{"name": op.name, "op": op.op, "shape": op.shape} for op in biased],
                 "graphs": {
                     "forward": "forward.onnx",
                     "tapped": "tapped.onnx",
+                    "gradient": "gradient.onnx" if no_gradient is None else None,
+                    "full_gradient": "full_gradient.onnx" if no_gradient is None else None,
+                    "no_gradient": no_gradient,
                     "blocks": [
                         {
                             "forward": f"{name}.onnx",
@@ -155,7 +171,12 @@ def export(
             },
         )
         bundle = replace(load_bundle(folder), path=output)  # loaded before it is given its name
-    return ExportReport(bundle=bundle, ops=ops, verification=verification, notes=source.notes + notes)
+    notes = source.notes
+    if no_gradient is not None:
+        notes += (
+            "the bundle has no gradient.onnx and full_gradient.onnx, which Ada-SISE does not need: " + no_gradient,
+        )
+    return ExportReport(bundle=bundle, ops=ops, verification=verification, notes=notes)
 
 
 @contextlib.contextmanager
@@ -202,16 +223,20 @@ def _read_photo(photo: Path | None, settings: Preprocess | None, source: Source)
     return prepare(photo, settings, source.image_shape).array
 
 
-def _companions(blocks: Sequence[Block]) -> tuple[dict[str, ir.Model], tuple[str, ...]]:
-    """Differentiate every block; the first may do without, since Ada-SISE needs no gradient at the image."""
+def _companions(blocks: Sequence[Block]) -> tuple[dict[str, ir.Model], str | None]:
+    """Differentiate every block; the first may do without, since Ada-SISE needs no gradient at the image.
+
+    Returns:
+        The companions by block, and why the first has none.
+    """
     first, *others = blocks
     companions = {}
-    notes: tuple[str, ...] = ()
+    reason = None
     try:
         companions[first.name] = companion(first)
     except UnsupportedOpError as err:
-        notes = (f"{first.name} has no gradient companion, which Ada-SISE does not need: {err}",)
-    return companions | {block.name: companion(block) for block in others}, notes
+        reason = f"{first.name} has no gradient companion: {err}"
+    return companions | {block.name: companion(block) for block in others}, reason
 
 
 def _read_preprocess(path: Path | None, source: Source) -> Preprocess | None:

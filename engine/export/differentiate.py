@@ -1,6 +1,6 @@
 """Reverse-mode differentiation of an ONNX graph, by appending nodes to it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
@@ -32,11 +32,7 @@ def append_gradients(
         ModelError: An output does not depend on a wanted value.
     """
     forward = list(g.graph)
-    carrying = set(wanted)
-    for node in forward:
-        if any(value in carrying for value in node.inputs):
-            carrying.update(output for output in node.outputs if output.dtype != ir.DataType.BOOL)
-
+    carrying = reached_by(forward, wanted)
     gradients = dict(seeds)
     for node in reversed(forward):
         indices = [index for index, value in enumerate(node.inputs) if value in carrying]
@@ -55,6 +51,20 @@ def append_gradients(
     if missing:
         raise ModelError(f"the output does not depend on {missing}; expected feature layers that lead to the logits")
     return {value: gradients[value] for value in wanted}
+
+
+def reached_by(nodes: Iterable[ir.Node], wanted: Iterable[ir.Value]) -> set[ir.Value]:
+    """Return the wanted values and all that a gradient may flow back from to one of them: no booleans.
+
+    Args:
+        nodes: The nodes of a graph, in topological order.
+        wanted: Values of the graph.
+    """
+    carrying = set(wanted)
+    for node in nodes:
+        if any(value in carrying for value in node.inputs):
+            carrying.update(output for output in node.outputs if output.dtype != ir.DataType.BOOL)
+    return carrying
 
 
 def _gradients_at(

@@ -1,16 +1,19 @@
-"""Linking the imported network into the two graphs that run: forward and tapped.
+"""Linking the imported network into the graphs that run: forward and tapped, and those of input gradients.
 
-Two graphs on purpose: `tapped` runs once per image; `forward` runs on every masked batch and exposes no inner tensor,
-since an inner tensor that is also an output keeps runtimes from fusing the ops around it.
+Forward and tapped are two graphs on purpose: `tapped` runs once per image; `forward` runs on every masked batch and
+exposes no inner tensor, since an inner tensor that is also an output keeps runtimes from fusing the ops around it.
+For the same reason `gradient` is not `full_gradient` with fewer outputs asked for.
 """
 
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from engine.export.biases import BiasedOp, append_bias
 from engine.export.cut import CutPoint
 from engine.export.differentiate import append_gradients, sum_over_space
 from engine.export.graph import GraphBuilder
+from engine.export.shapes import BATCH
 from engine.export.source import Source
 
 CLASSES = "targets"
@@ -40,18 +43,14 @@ def tapped(source: Source, layers: Sequence[CutPoint]) -> ir.Model:
     logits.shape = ir.Shape([1, source.classes])
 
     g = GraphBuilder(graph, "gradient")
-    target = ir.Value(name="target", shape=ir.Shape([CLASSES]), type=ir.TensorType(ir.DataType.INT64))
-    graph.inputs.append(target)
+    target = _append_target(graph, CLASSES)
     top = g.op("ArgMax", logits, axis=1, keepdims=0)
     top.dtype = ir.DataType.INT64
     chosen = g.op("Where", g.op("Less", target, g.ints(0)), top, target)
     chosen.dtype = ir.DataType.INT64
-    rows = g.op("Unsqueeze", chosen, g.ints([1]))
-    one_hot = g.cast(g.op("Equal", rows, g.ints(range(source.classes))), logits.dtype)
-
     values = {value.name: value for node in graph for value in node.outputs}
     maps = [values[layer.name] for layer in layers]
-    gradients = append_gradients(g, {logits: one_hot}, maps, source.opset)
+    gradients = append_gradients(g, {logits: _one_hot(g, chosen, logits, source.classes)}, maps, source.opset)
     averages = [sum_over_space(g, gradients[value]) for value in maps]
 
     _describe(chosen, "target_index", [CLASSES], ir.DataType.INT64)
@@ -64,6 +63,65 @@ def tapped(source: Source, layers: Sequence[CutPoint]) -> ir.Model:
             if not value.is_graph_output():
                 value.shape = None  # the batch is 1 forward and K backward: what the source said no longer holds
     return model
+
+
+def gradient(source: Source) -> ir.Model:
+    """Build `gradient.onnx`: images and a class for each in; logits, and the gradients at the images, in one run.
+
+    Inputs are images [N, C, H, W] and `target` int64 [N], the class of each. Outputs, in this order: logits
+    [N, classes]; `image_gradient` [N, C, H, W], ∂logit/∂image. It is 0 for a target that is no class.
+
+    Raises:
+        UnsupportedOpError: A node between the image and the logits has no gradient rule.
+    """
+    return _at_image(source, "gradient", ())
+
+
+def full_gradient(source: Source, biased: Sequence[BiasedOp]) -> ir.Model:
+    """Build `full_gradient.onnx`: as `gradient.onnx`, and then what each bias adds to the logit.
+
+    The outputs after the two are `bias_attribution_1` …, one for each biased op: the gradient at the op's output times
+    its bias, of the output's shape [N, …].
+
+    Source: FullGrad (arXiv 1905.00780), section 3.
+    Departs: nothing is post-processed, and no channels are summed: that is the caller's.
+
+    Raises:
+        UnsupportedOpError: A node between the image and the logits has no gradient rule.
+    """
+    return _at_image(source, "full_gradient", biased)
+
+
+def _at_image(source: Source, name: str, biased: Sequence[BiasedOp]) -> ir.Model:
+    model = source.model.clone()
+    graph = model.graph
+    graph.name = name
+    image, logits = graph.inputs[0], graph.outputs[0]
+    g = GraphBuilder(graph, "gradient")
+    target = _append_target(graph, BATCH)
+    nodes = {node.outputs[0].name: node for node in graph}
+    ops = [nodes[op.name] for op in biased]
+    wanted = [image, *(node.outputs[0] for node in ops)]
+    gradients = append_gradients(g, {logits: _one_hot(g, target, logits, source.classes)}, wanted, source.opset)
+    graph.outputs.append(gradients[image])
+    for number, (op, node) in enumerate(zip(biased, ops, strict=True), start=1):
+        attribution = g.op("Mul", gradients[node.outputs[0]], append_bias(g, node, op.inputs))
+        _describe(attribution, f"bias_attribution_{number}", [BATCH, *op.shape], logits.dtype)
+        graph.outputs.append(attribution)
+    _describe(gradients[image], "image_gradient", [BATCH, *source.image_shape], logits.dtype)
+    return model
+
+
+def _append_target(graph: ir.Graph, size: str) -> ir.Value:
+    target = ir.Value(name="target", shape=ir.Shape([size]), type=ir.TensorType(ir.DataType.INT64))
+    graph.inputs.append(target)
+    return target
+
+
+def _one_hot(g: GraphBuilder, target: ir.Value, logits: ir.Value, classes: int) -> ir.Value:
+    """Append the gradient of each target's logit at the logits [K, classes]: 1 at the target, else 0."""
+    rows = g.op("Unsqueeze", target, g.ints([1]))
+    return g.cast(g.op("Equal", rows, g.ints(range(classes))), logits.dtype)
 
 
 def _describe(value: ir.Value, name: str, sizes: Sequence[int | str], dtype: ir.DataType | None) -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from engine.bundle import LARGEST_MANIFEST_BYTES, MANIFEST, OLD, seal, sha256_of
+from engine.bundle import LARGEST_MANIFEST_BYTES, MANIFEST, OLD, WEIGHTS, list_files, seal
 from engine.errors import BundleError
 from engine.export.exchange import exchange
 
-WEIGHTS = "weights.bin"
 _ALIGNMENT = 4096
 _SMALLEST = 1024
 _EXPECTED = "expected an existing folder that may be written to and has room"
@@ -68,10 +67,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
     Raises:
         BundleError: It would be larger than what is loaded.
     """
-    listed = {
-        file.name: {"sha256": sha256_of(file), "size_bytes": file.stat().st_size} for file in sorted(folder.iterdir())
-    }
-    data = seal({**manifest, "files": listed})
+    data = seal({**manifest, "files": list_files(folder)})
     if len(data) > LARGEST_MANIFEST_BYTES:
         raise BundleError(
             f"{MANIFEST}: would hold {len(data)} bytes; expected at most {LARGEST_MANIFEST_BYTES}: shorten the labels"

@@ -12,7 +12,10 @@ from engine.export.constants import compute
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
 _QUANTIZATION = frozenset({"DequantizeLinear", "QuantizeLinear"})
-_RESERVED = re.compile(r"target|target_index|average_gradient_\d+|(gradient|gradient_of|sum_of_gradient_of)/.*")
+_RESERVED = re.compile(
+    r"target|target_index|average_gradient_\d+|image_gradient|bias_attribution_\d+"
+    r"|(gradient|gradient_of|sum_of_gradient_of)/.*"
+)
 
 
 def strip(message: Message) -> None:

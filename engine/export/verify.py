@@ -14,21 +14,20 @@ from engine.export.cut import CutPoint
 from engine.export.directional import BOUND as GRADIENT_BOUND
 from engine.export.directional import directional_error, tied_error
 from engine.export.evaluate import Array64, function, in_float64
+from engine.export.linked import companion_name, open_graph, verify_input_gradients, verify_tapped
 from engine.export.source import Source
 from engine.export.split import Block
 
 FORWARD_BOUND = 1e-5
 HALF_BOUND = 2e-2
-LINK_BOUND = 1e-4
 CHAIN_BOUND = 1e-3
-ROWS_BOUND = 1e-2
 _SEED = 20102
 _WIDER = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Figures of one export; every one lies within its bound, or the export has failed.
+    """Figures of one export; every one that has a bound lies within it, or the export has failed.
 
     Attributes:
         forward_error: Largest difference between the forward graph and the source in ONNX Runtime, over batches of 1
@@ -43,6 +42,12 @@ class Verification:
         average_gradient_errors: For each feature layer, the L2 difference between the average gradients of the tapped
             graph and of the companions run one after the other, in ONNX Runtime, relative to the sums of the
             gradients' absolute values.
+        image_gradient_error: The relative L2 difference between the image gradients of `gradient.onnx` and of all
+            companions run one after the other, or between their logits, of two images and classes; None without that
+            graph.
+        full_gradient_error: The same, between `full_gradient.onnx` and `gradient.onnx`.
+        completeness_gap: By how much the image and the biases miss the logit, as a share of the largest logit: of a
+            piecewise linear network a figure with a bound, of any other a fact; None without `full_gradient.onnx`.
     """
 
     forward_error: float
@@ -50,6 +55,9 @@ class Verification:
     float64_error: float | None
     gradient_errors: Mapping[str, float]
     average_gradient_errors: Mapping[str, float]
+    image_gradient_error: float | None
+    full_gradient_error: float | None
+    completeness_gap: float | None
 
     def rounded(self) -> dict[str, object]:
         """Return the figures with two digits, as the manifest holds them."""
@@ -88,6 +96,8 @@ def verify(
     folder: Path,
     step: Callable[[str], None],
     photo: NDArray[np.float32] | None = None,
+    *,
+    input_gradients: bool,
 ) -> Verification:
     """Compare everything that was compiled with the source model.
 
@@ -96,9 +106,10 @@ def verify(
         layers: Its feature layers.
         blocks: The blocks and the head.
         companions: Gradient companions by block name.
-        folder: Holds the graphs as they will be shipped: `forward.onnx`, `tapped.onnx`, the blocks and companions.
+        folder: Holds the graphs as they will be shipped.
         step: Called with the name of each check before it starts.
         photo: One more image at which gradients are checked, float32 [1, C, H, W].
+        input_gradients: Whether there are `gradient.onnx` and `full_gradient.onnx`.
 
     Raises:
         VerificationError: A figure is outside its bound; the message names the graph.
@@ -111,12 +122,21 @@ def verify(
     gradient_errors, chained = _verify_gradients(blocks, companions, points.astype(np.float64), step)
     float64_error = None if source.original.quantized else _verify_float64(logits, chained[0])
     step("tapped")
+    average_gradient_errors, chain = verify_tapped(runtime, source, layers, blocks, folder, images)
+    at_image: tuple[float | None, float | None, float | None] = (None, None, None)
+    if input_gradients:
+        step("input gradients")
+        at_image = verify_input_gradients(runtime, source, folder, images[:2], chain)
+    image_gradient_error, full_gradient_error, completeness_gap = at_image
     return Verification(
         forward_error=forward_error,
         blocks_error=blocks_error,
         float64_error=float64_error,
         gradient_errors=gradient_errors,
-        average_gradient_errors=_verify_tapped(runtime, source, layers, blocks, folder, images),
+        average_gradient_errors=average_gradient_errors,
+        image_gradient_error=image_gradient_error,
+        full_gradient_error=full_gradient_error,
+        completeness_gap=completeness_gap,
     )
 
 
@@ -145,12 +165,12 @@ def _verify_forward(
     original = source.original.open(runtime)
     expected = [original(batch) for batch in batches]
     del original
-    forward = _network(runtime, folder / "forward.onnx")
+    forward = open_graph(runtime, folder / "forward.onnx")
     found = [forward(batch)[0] for batch in batches]
     del forward
     chained = list(batches)
     for block in blocks:
-        piece = _network(runtime, folder / f"{block.name}.onnx")
+        piece = open_graph(runtime, folder / f"{block.name}.onnx")
         chained = [piece(batch)[0] for batch in chained]
     bound = HALF_BOUND if source.original.half else FORWARD_BOUND
     errors = []
@@ -178,7 +198,7 @@ def _verify_gradients(
         if block.name in companions:
             step(f"gradient of {block.name}")
             checked = in_float64(companions[block.name], arrays)
-            checked.graph.name = _companion(block.name)
+            checked.graph.name = companion_name(block.name)
             gradient = function(checked)
             found = [directional_error(forward, gradient, point[None]) for point in points]
             found.append(directional_error(forward, gradient, _WIDER * points[:1], by_channel=False))
@@ -194,7 +214,7 @@ def _worst(name: str, errors: Sequence[float]) -> float:
     Raises:
         VerificationError: It is out of bounds, or nothing was compared.
     """
-    subject = _companion(name)
+    subject = companion_name(name)
     if np.isnan(errors).all():
         raise VerificationError(
             f"{subject}: all derivatives are zero at the images of the check, so it cannot be verified; expected a "
@@ -209,10 +229,6 @@ def _worst(name: str, errors: Sequence[float]) -> float:
         )
         raise VerificationError(f"{subject}: {what}. A gradient rule is wrong for an op of it; nothing was written")
     return worst
-
-
-def _companion(block: str) -> str:
-    return f"gradient companion of {block}"
 
 
 def _verify_float64(logits: NDArray[np.float32], chained: Array64) -> float:
@@ -236,97 +252,8 @@ def _share_of_largest(difference: NDArray[np.floating], values: NDArray[np.float
     return float(np.abs(difference).max()) / max(float(np.abs(values).max()), 1e-30)
 
 
-def _verify_tapped(
-    runtime: OnnxRuntimeCpu,
-    source: Source,
-    layers: Sequence[CutPoint],
-    blocks: Sequence[Block],
-    folder: Path,
-    images: NDArray[np.float32],
-) -> dict[str, float]:
-    """Compare the tapped graph with the companions run one after the other, and those with themselves, row by row."""
-    count = len(layers)
-    targets = np.array([-1, source.classes - 1], np.int64)
-    tapped = _network(runtime, folder / "tapped.onnx")
-    logits, chosen, *rest = tapped(images[:1], targets)
-    maps, averages = rest[:count], rest[count:]
-    others = tapped(images[1:2], targets)[2 : 2 + count]
-    del tapped
-    top = int(np.argmax(logits[0]))
-    taken, expected = chosen.astype(int).tolist(), [top, source.classes - 1]
-    if taken != expected:
-        raise VerificationError(f"tapped.onnx: took the classes {taken}; expected {expected}; nothing was written")
-    gradient = np.zeros((2, source.classes), np.float32)
-    gradient[[0, 1], expected] = 1.0
-    errors = {}
-    for number in range(count, 0, -1):
-        name = blocks[number].name
-        companion = _network(runtime, folder / f"{name}.grad.onnx")
-        given = gradient
-        gradient, total = companion(maps[number - 1], given)
-        _verify_rows(name, companion, maps[number - 1], others[number - 1], given, gradient)
-        # Not of the sum itself: after an InstanceNormalization it is 0 but for rounding.
-        error = _share(averages[number - 1] - total, np.abs(gradient).sum(axis=(2, 3)))
-        if not error <= LINK_BOUND:
-            raise VerificationError(
-                f"tapped.onnx: average gradients of layer {layers[number - 1].name!r} differ from the companions' by "
-                f"{error:.2g} of the gradients' size; expected at most {LINK_BOUND:g}; nothing was written"
-            )
-        errors[layers[number - 1].name] = error
-    return dict(reversed(errors.items()))
-
-
-def _verify_rows(
-    name: str,
-    companion: Callable[..., list[NDArray[np.float32]]],
-    maps: NDArray[np.float32],
-    other_maps: NDArray[np.float32],
-    seeds: NDArray[np.float32],
-    gradient: NDArray[np.float32],
-) -> None:
-    """Compare a companion's gradients of two classes, and of two images, with those of one at a time.
-
-    Args:
-        name: The block's name.
-        companion: The companion.
-        maps: Its input for one image.
-        other_maps: Its input for another.
-        seeds: Gradients of two classes at the block's output.
-        gradient: What the companion made of them for the first image.
-
-    Raises:
-        VerificationError: They differ.
-    """
-    first, second = seeds[:1], seeds[1:]
-    alone = [companion(maps, seed)[0] for seed in (first, second)]
-    alone_other = companion(other_maps, second)[0]
-    both = companion(np.concatenate([maps, other_maps]), seeds)[0]
-    for what, found, right in (
-        ("classes", gradient, np.concatenate(alone)),
-        ("images", both, np.concatenate([alone[0], alone_other])),
-    ):
-        error = _share(found - right, right) if found.shape == right.shape else float("inf")
-        if not error <= ROWS_BOUND:
-            raise VerificationError(
-                f"{_companion(name)}: its gradients of two {what} at once differ from those of one at a time by "
-                f"{error:.2g} of their size; expected at most {ROWS_BOUND:g}. A gradient rule mixes the rows of a "
-                "batch; nothing was written"
-            )
-
-
 def _runtime(source: Source) -> OnnxRuntimeCpu:
     return OnnxRuntimeCpu(optimize=not source.original.quantized)
-
-
-def _share(difference: NDArray[np.float32], of: NDArray[np.float32]) -> float:
-    size, distance = float(np.linalg.norm(of)), float(np.linalg.norm(difference))
-    return distance / size if size > 0 else distance
-
-
-def _network(runtime: OnnxRuntimeCpu, graph: Path) -> Callable[..., list[NDArray[np.float32]]]:
-    """Return a graph as a function of its inputs, in order, that returns its outputs, in order, as float32."""
-    session = runtime.open(graph)
-    return lambda *inputs: [output.astype(np.float32, copy=False) for output in session.run(inputs)]
 
 
 def _two_digits(value: float) -> float:

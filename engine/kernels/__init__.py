@@ -2,6 +2,7 @@
 
 One module a phase: `select` (average gradients → channels), `mask` (feature maps → masked images), `combine` (scores →
 visualization map), `fuse` (visualization maps → heatmap); `resample` is the upsampling that two of them share.
+`smooth_mask` makes the masks that extremal perturbation optimises, and differentiates them.
 """
 
 from engine.kernels.combine import activate, scale_to_unit, visualization_map
@@ -9,12 +10,14 @@ from engine.kernels.fuse import FUSIONS, fuse, otsu_threshold
 from engine.kernels.mask import MaskWriter, is_flat
 from engine.kernels.resample import axis, upsample
 from engine.kernels.select import RULES, Selection, otsu_split, select_channels
+from engine.kernels.smooth_mask import SmoothMask
 
 __all__ = [
     "FUSIONS",
     "RULES",
     "MaskWriter",
     "Selection",
+    "SmoothMask",
     "activate",
     "axis",
     "fuse",

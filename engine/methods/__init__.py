@@ -10,6 +10,9 @@ from engine.errors import OptionError
 from engine.methods.ada_sise import AdaSise, Sise
 from engine.methods.base import Attribution, Method
 from engine.methods.cam import GradCam, GradCamPlusPlus, LayerCam, XGradCam
+from engine.methods.extremal import ExtremalPerturbation
+from engine.methods.full_grad import FullGrad
+from engine.methods.gradients import Gradient, IntegratedGradients, SmoothGrad
 from engine.methods.group_cam import GroupCam
 from engine.methods.head_cams import AblationCam, ReciproCam
 from engine.methods.rise import Rise
@@ -20,15 +23,20 @@ __all__ = [
     "AblationCam",
     "AdaSise",
     "Attribution",
+    "ExtremalPerturbation",
+    "FullGrad",
     "GradCam",
     "GradCamPlusPlus",
+    "Gradient",
     "GroupCam",
+    "IntegratedGradients",
     "LayerCam",
     "Method",
     "ReciproCam",
     "Rise",
     "ScoreCam",
     "Sise",
+    "SmoothGrad",
     "XGradCam",
     "create_method",
 ]
@@ -43,6 +51,11 @@ METHODS: dict[str, type[Method]] = {
     "xgrad-cam": XGradCam,
     "layer-cam": LayerCam,
     "ablation-cam": AblationCam,
+    "gradient": Gradient,
+    "smooth-grad": SmoothGrad,
+    "integrated-gradients": IntegratedGradients,
+    "full-grad": FullGrad,
+    "extremal-perturbation": ExtremalPerturbation,
     "group-cam": GroupCam,
     "recipro-cam": ReciproCam,
 }

@@ -125,7 +125,7 @@ import engine.export.compile as compile
 from engine.cli.console import run
 from engine.export.__main__ import app
 
-def wait(*_):
+def wait(*_, **__):
     print("waiting", flush=True)
     while True:
         signal.pause()

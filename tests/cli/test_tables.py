@@ -28,11 +28,11 @@ def test_names_of_a_bundle(tiny_bundle: Path, console: Console, capsys: pytest.C
     bundle = load_bundle(tiny_bundle)
     manifest: Any = dict(bundle.manifest)
     block = {"forward": f"{HOSTILE}.onnx", "gradient": None, "ops": {HOSTILE: 7}}
-    manifest["graphs"] = {"blocks": [block, *manifest["graphs"]["blocks"][1:]]}
+    manifest["graphs"] = {**manifest["graphs"], "blocks": [block, *manifest["graphs"]["blocks"][1:]]}
     manifest["versions"] = {HOSTILE: HOSTILE}
     layers = (dataclasses.replace(bundle.layers[0], name=HOSTILE), *bundle.layers[1:])
     labels = (HOSTILE,) * 5
-    bundle = dataclasses.replace(bundle, manifest=manifest, layers=layers, labels=labels)
+    bundle = dataclasses.replace(bundle, manifest=manifest, layers=layers, labels=labels, no_gradient=HOSTILE)
     print_contents(bundle, console)
     lines = printed(capsys)
     assert f"{SHOWN} {SHOWN} 8×24×32 7 {SHOWN} none" in lines
@@ -40,6 +40,7 @@ def test_names_of_a_bundle(tiny_bundle: Path, console: Console, capsys: pytest.C
     lines = printed(capsys)
     assert f"made by {SHOWN} {SHOWN}" in lines
     assert f"labels {SHOWN}, {SHOWN}, {SHOWN}, …" in lines
+    assert f"input gradients none: {SHOWN}" in lines
 
 
 def test_names_of_an_explanation(

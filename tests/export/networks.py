@@ -140,3 +140,56 @@ def small_cnn(
     }
     name = "logits" if ending is None else "scores"
     return network(nodes, constants, image=(channels, 16, 12), outputs=name, opset=opset)
+
+
+BIASED_OPS = ("Sub", "Conv", "BatchNormalization", "Conv", "ConvTranspose", "Sum", "Conv", "Add", "Gemm", "Add")
+
+
+def biased_cnn(random: np.random.Generator) -> onnx.ModelProto:
+    """Make a network of 12×10 images that is linear piece by piece, with a bias of every kind: `BIASED_OPS`.
+
+    The image taken from a constant, a strided Conv, LeakyRelu, an unfolded BatchNormalization, MaxPool, a grouped
+    Conv, Relu, ConvTranspose, a Sum with two constants, a residual of Conv and Add, Relu, an Add of a constant map,
+    AveragePool, Gemm with beta, Relu, MatMul, and Add.
+    """
+    nodes = [
+        node("Sub", "white x", "dark"),
+        node("Conv", "dark w1 b1", "conv1", strides=[1, 2], pads=[1, 1, 1, 0]),
+        node("LeakyRelu", "conv1", "leaky", alpha=0.1),
+        node("BatchNormalization", "leaky bn_scale bn_bias bn_mean bn_var", "bn", epsilon=0.01),
+        node("MaxPool", "bn", "pool1", kernel_shape=[2, 2], strides=[2, 1]),
+        node("Conv", "pool1 w2 b2", "conv2", pads=[1, 1, 1, 1], group=2),
+        node("Relu", "conv2", "relu2"),
+        node("ConvTranspose", "relu2 w3 b3", "up", strides=[2, 1]),
+        node("Sum", "c1 up c2", "sum"),
+        node("Conv", "sum w4 b4", "conv4", pads=[1, 1, 1, 1]),
+        node("Add", "conv4 sum", "residual"),
+        node("Relu", "residual", "relu4"),
+        node("Add", "relu4 map", "mapped"),
+        node("AveragePool", "mapped", "pool4", kernel_shape=[4, 2], strides=[4, 2]),
+        node("Flatten", "pool4", "features"),
+        node("Gemm", "features head head_bias", "hidden", beta=0.5),
+        node("Relu", "hidden", "relu5"),
+        node("MatMul", "relu5 last", "product"),
+        node("Add", "product last_bias", "logits"),
+    ]
+    constants = {
+        "white": np.float32(1),
+        "w1": weight(random, 6, 3, 3, 3),
+        "b1": weight(random, 6),
+        **statistics(random, "bn", 6),
+        "w2": weight(random, 8, 3, 3, 3),
+        "b2": weight(random, 8),
+        "w3": weight(random, 8, 6, 2, 2),
+        "b3": weight(random, 6),
+        "c1": weight(random, 6, 1, 1),
+        "c2": 0.3 * random.standard_normal((1, 1, 12, 5)),
+        "w4": weight(random, 6, 6, 3, 3),
+        "b4": weight(random, 6),
+        "map": 0.3 * random.standard_normal((6, 12, 5)),
+        "head": weight(random, 36, 7),
+        "head_bias": weight(random, 7),
+        "last": weight(random, 7, CNN_CLASSES),
+        "last_bias": weight(random, CNN_CLASSES),
+    }
+    return network(nodes, constants, image=(3, 12, 10), outputs="logits")

@@ -64,6 +64,8 @@ def test_bundle_holds_its_files_and_nothing_else(report: ExportReport) -> None:
             "weights.bin",
             "forward.onnx",
             "tapped.onnx",
+            "gradient.onnx",
+            "full_gradient.onnx",
             *(f"{block}.onnx" for block in blocks),
             *(f"{block}.grad.onnx" for block in blocks),
         ]
@@ -79,7 +81,7 @@ def test_manifest(report: ExportReport, model: Path) -> None:
 
     listed, checks, versions, _ = (manifest.pop(key) for key in ("files", "verification", "versions", "sha256"))
     assert manifest == {
-        "schema_version": 1,
+        "schema_version": 2,
         "source": {"sha256": hashlib.sha256(model.read_bytes()).hexdigest(), "output": "scores"},
         "opset": 17,
         "ir_version": 10,
@@ -90,9 +92,17 @@ def test_manifest(report: ExportReport, model: Path) -> None:
             {"name": name, "channels": channels, "height": height, "width": width}
             for name, channels, height, width in CNN_LAYERS
         ],
+        "biases": [
+            {"name": "bn1", "op": "Conv", "shape": [6, 16, 12]},
+            {"name": "conv3", "op": "Conv", "shape": [8, 8, 6]},
+            {"name": "logits", "op": "Gemm", "shape": [5]},
+        ],
         "graphs": {
             "forward": "forward.onnx",
             "tapped": "tapped.onnx",
+            "gradient": "gradient.onnx",
+            "full_gradient": "full_gradient.onnx",
+            "no_gradient": None,
             "blocks": [
                 {"forward": "block1.onnx", "gradient": "block1.grad.onnx", "ops": {"Conv": 1, "Relu": 1}},
                 {
@@ -198,6 +208,7 @@ def test_steps_are_named_in_order(model: Path, tmp_path: Path) -> None:
         "gradient of block3",
         "gradient of head",
         "tapped",
+        "input gradients",
         "bundle",
     ]
 
@@ -248,9 +259,17 @@ def test_first_block_may_have_an_op_without_a_rule(tmp_path: Path) -> None:
     report = export(written(with_op("Sin", "block1"), tmp_path), tmp_path / "small.ada")
     (note,) = report.notes
     assert note.startswith(
-        "block1 has no gradient companion, which Ada-SISE does not need: Sin node 'node_a1': operator Sin "
-        "has no gradient rule; known are Abs, Add, "
+        "the bundle has no gradient.onnx and full_gradient.onnx, which Ada-SISE does not need: block1 has no gradient "
+        "companion: Sin node 'node_a1': operator Sin has no gradient rule; known are Abs, Add, "
     )
+    bundle = report.bundle
+    assert bundle.no_gradient is not None
+    assert note.endswith(bundle.no_gradient)
+    assert (bundle.gradient, bundle.full_gradient, bundle.biases) == (None, None, ())
+    assert not any((bundle.path / name).exists() for name in ("gradient.onnx", "full_gradient.onnx"))
+    checks = report.verification
+    figures = (checks.image_gradient_error, checks.full_gradient_error, checks.completeness_gap)
+    assert figures == (None, None, None)
     blocks = report.bundle.manifest["graphs"]["blocks"]
     assert [block["gradient"] for block in blocks] == [None, "block2.grad.onnx", "head.grad.onnx"]
     assert not (report.bundle.path / "block1.grad.onnx").exists()
@@ -268,7 +287,8 @@ def test_op_without_a_rule_after_the_first_layer_is_refused(tmp_path: Path) -> N
 def test_layers_after_an_op_without_a_rule_are_the_remedy(tmp_path: Path) -> None:
     model = written(with_op("Sin", "block2"), tmp_path)
     report = export(model, tmp_path / "small.ada", layers=["a2"])
-    assert report.notes[0].startswith("block1 has no gradient companion")
+    assert report.bundle.no_gradient is not None
+    assert report.bundle.no_gradient.startswith("block1 has no gradient companion: Sin node 'node_a2': ")
 
 
 def test_channel_that_is_dead_does_not_stop_the_export(tmp_path: Path) -> None:

@@ -99,17 +99,23 @@ def test_figures_are_printed_each_in_its_place(model: Path, tmp_path: Path, caps
         "float64_error": 8.7e-7,
         "gradient_errors": {"block1": 5.6e-9, "block2": 7.8e-9, "block3": 9.1e-9, "head": 2.3e-9},
         "average_gradient_errors": {"relu1": 4.5e-6, "relu3": 6.7e-6, "clip4": 8.9e-7},
+        "image_gradient_error": 1.1e-6,
+        "full_gradient_error": 2.2e-6,
+        "completeness_gap": 3.3,
     }
     manifest = {**report.bundle.manifest, "verification": figures}
     report = dataclasses.replace(report, bundle=dataclasses.replace(report.bundle, manifest=manifest))
     report = dataclasses.replace(report, notes=("a \x1b[31m[bold]note[/bold]\n:cat:",))
     print_report(report, Console(width=120, highlight=False, emoji=False), 12.34)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[-6:] == [
+    assert lines[-9:] == [
         "forward against the source: 1.2e-07 of the largest logit",
         "chain of blocks against the source: 3.4e-07 of the largest logit",
         "chain in float64, in which gradients are verified: 8.7e-07 of the largest logit",
         "average gradients, tapped against the companions: 6.7e-06",
+        "image gradients, gradient against the companions: 1.1e-06",
+        "image gradients, full_gradient against gradient: 2.2e-06",
+        "what image and biases miss of the logit: 3.3e+00 of the largest logit",
         "exported and verified in 12.3 s",
         r"note: a \x1b[31m[bold]note[/bold]\n:cat:",
     ]
@@ -135,7 +141,10 @@ def test_note_is_printed(command, random: np.random.Generator, tmp_path: Path) -
     code, out, err = command(model, "-o", tmp_path / "small.ada", "--activation", "none")
     assert (code, err) == (0, "")
     note = out.splitlines()[-1]
-    assert note.startswith("note: block1 has no gradient companion, which Ada-SISE does not need: Sin node 'node_maps'")
+    reason = "block1 has no gradient companion: Sin node 'node_maps'"
+    assert note.startswith(
+        f"note: the bundle has no gradient.onnx and full_gradient.onnx, which Ada-SISE does not need: {reason}"
+    )
     (row,) = (line.split() for line in out.splitlines() if line.split()[:1] == ["block1"])
     assert row == ["block1", "maps", "4×6×6", "1", "Conv,", "1", "Sin", "none"]
 

@@ -12,18 +12,11 @@ from engine.errors import VerificationError
 from engine.export import compile as compilation
 from engine.export import differentiate, export, link, windows
 from engine.export.graph import GraphBuilder
+from engine.export.linked import LINK_BOUND, ROWS_BOUND
 from engine.export.operators import pooling
 from engine.export.rules import RULES, Entry
 from engine.export.split import Block
-from engine.export.verify import (
-    CHAIN_BOUND,
-    FORWARD_BOUND,
-    GRADIENT_BOUND,
-    LINK_BOUND,
-    ROWS_BOUND,
-    Verification,
-    photo_like,
-)
+from engine.export.verify import CHAIN_BOUND, FORWARD_BOUND, GRADIENT_BOUND, Verification, photo_like
 from engine.export.windows import resolve_pads
 from tests.export.networks import network, node, small_cnn, weight, written
 from tests.export.rules.gradients import runtime
@@ -438,6 +431,9 @@ def test_figures_are_rounded_to_two_digits() -> None:
         float64_error=None,
         gradient_errors={"block1": 9.96e-12},
         average_gradient_errors={"relu1": 0.00012999},
+        image_gradient_error=None,
+        full_gradient_error=3.14159e-6,
+        completeness_gap=21.7,
     )
     assert figures.rounded() == {
         "forward_error": 1.2e-7,
@@ -445,4 +441,7 @@ def test_figures_are_rounded_to_two_digits() -> None:
         "float64_error": None,
         "gradient_errors": {"block1": 1.0e-11},
         "average_gradient_errors": {"relu1": 1.3e-4},
+        "image_gradient_error": None,
+        "full_gradient_error": 3.1e-6,
+        "completeness_gap": 22.0,
     }

@@ -1,1 +1,1 @@
-"""The independent reference: Ada-SISE from its formulas, in NumPy and torch, without a line of the engine."""
+"""The independent reference: every method from its formulas, in NumPy and torch, without a line of the engine."""

@@ -112,10 +112,9 @@ def objective(
 
 
 def extremal_perturbation(
-    image: ArrayLike, target: int, logits: Logits, areas: Sequence[float] = (0.1,), iterations: int = 800
+    pyramid: Tensor, target: int, logits: Logits, areas: Sequence[float] = (0.1,), iterations: int = 800
 ) -> list[tuple[Float, Float]]:
     """For each area, the parameters after so many steps of torch's SGD, and the mask [H, W] that they make."""
-    pyramid = blur_pyramid(image)
     height, width = pyramid.shape[2:]
     results = []
     for area in areas:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -114,24 +113,6 @@ class TorchNetwork:
                 if remaining[name] == 0 and name not in constants:
                     values.pop(name, None)
         return {name: values[name] for name in outputs}
-
-    def behind(self, layer: str) -> TorchNetwork:
-        """The part of the network that makes the outputs from one tensor, which becomes its input.
-
-        Raises:
-            ValueError: The outputs do not depend on the tensor alone.
-        """
-        kept: list[Node] = []
-        needed = set(self.outputs)
-        for node in reversed(self._nodes_for(self.outputs)):
-            if layer not in node.outputs and needed.intersection(node.outputs):
-                needed.update(node.inputs)
-                kept.append(node)
-        if layer not in needed or self.input in needed:
-            raise ValueError(f"network: the outputs {self.outputs} do not depend on the tensor '{layer}' alone")
-        rest = copy(self)
-        rest.input, rest.nodes = layer, kept[::-1]
-        return rest
 
     def constant(self, name: str) -> NDArray[np.float64] | None:
         """Value of a weight or constant, None for a tensor that a node computes."""

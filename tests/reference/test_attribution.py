@@ -147,21 +147,3 @@ def test_a_constant_map_makes_a_heatmap_of_zeros() -> None:
 def test_a_heatmap_is_upsampled_before_it_is_scaled() -> None:
     # Half-pixel centres from 2 to 4 samples: 0, 1/4, 3/4, 1.
     np.testing.assert_allclose(attribution.heatmap([[-1.0, 3.0]], (1, 4)), [[0, 0.25, 0.75, 1]])
-
-
-def test_the_part_behind_a_layer_makes_the_same_logits() -> None:
-    whole = network(helper.make_node("Conv", ["x", "w1", "b1"], ["conv"]), *pooled("conv"))
-    tensors = whole.run(np.array([[[[1.0, 4.0]]]]), ["conv", "logits"])
-    rest = whole.behind("conv")
-    torch.testing.assert_close(rest.run(tensors["conv"], ["logits"])["logits"], tensors["logits"])
-
-
-def test_the_part_behind_a_layer_must_depend_on_nothing_else() -> None:
-    skipping = network(
-        helper.make_node("Conv", ["x", "w1", "b1"], ["conv"]),
-        helper.make_node("Relu", ["conv"], ["relu"]),
-        helper.make_node("Add", ["conv", "relu"], ["sum"]),
-        *pooled("sum"),
-    )
-    with pytest.raises(ValueError, match=r"do not depend on the tensor 'relu' alone"):
-        skipping.behind("relu")

@@ -92,8 +92,8 @@ def test_the_gradient_of_the_objective_is_its_slope(random: np.random.Generator)
 
 def test_steps_follow_the_momentum_by_hand(random: np.random.Generator) -> None:
     image = random.standard_normal((1, 14, 24))
-    ((parameters, _),) = extremal.extremal_perturbation(image, 0, brightness, [0.3], iterations=3)
     pyramid = extremal.blur_pyramid(image)
+    ((parameters, _),) = extremal.extremal_perturbation(pyramid, 0, brightness, [0.3], iterations=3)
     q = torch.ones(2, 4, dtype=torch.float64)
     velocity = None
     for t in range(3):
