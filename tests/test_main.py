@@ -83,6 +83,42 @@ def test_every_option_reaches_the_explainer(tiny_bundle: Path, photo: Path, tmp_
         np.testing.assert_array_equal(arrays["heatmap"], expected.heatmap)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--method", "rise", "--option", "masks=9", "--option", "seed=3"),
+        ("--method", "rise:masks=9:seed=3"),
+        ("--method", "rise:seed=3", "--option", "masks=9"),
+    ],
+)
+def test_another_method_with_its_options(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    output = tmp_path / "out.npz"
+    done = explain(tiny_bundle, photo, "-o", output, *arguments)
+    assert done.returncode == 0, done.stderr
+    expected = engine.load(tiny_bundle, threads=1).explain(photo, method="rise", masks=9, seed=3)
+    with np.load(output, allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["heatmap"], expected.heatmap)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--method", "rice"), "method is 'rice'; expected one of ada-sise, sise, "),
+        (("--method", "grad-cam", "--rule", "all"), "rule: is no option of method 'grad-cam'; expected "),
+        (("--option", "rule"), "option 'rule': has no value; expected NAME=VALUE"),
+        (("--option", "rule=all", "--rule", "all"), "option 'rule': is given twice; expected each once"),
+        (("--option", "mu=little"), "mu is 'little'; expected a number"),
+    ],
+)
+def test_methods_and_options_without_meaning(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    line = one_line(explain(tiny_bundle, photo, "-o", tmp_path / "out.png", *arguments))
+    assert line.startswith(expected)
+
+
 def test_a_class_index_and_its_warnings(tiny_bundle: Path, tmp_path: Path) -> None:
     black = tmp_path / "black.png"
     Image.fromarray(photo_pixels() * 0).save(black)
@@ -379,7 +415,7 @@ def test_the_version() -> None:
     assert done.stdout == f"ada-sise-engine {engine.__version__}, onnxruntime {onnxruntime.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["explain", "inspect"])
+@pytest.mark.parametrize("command", ["explain", "evaluate", "inspect"])
 def test_the_help_has_examples_and_exit_codes(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0

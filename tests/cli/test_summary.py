@@ -1,4 +1,5 @@
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ def test_a_row_for_each_measure_and_a_column_for_each_method(tmp_path: Path, wid
     assert ("sise ada-sise rise:masks=9" in lines) == (width == 80)
     assert ("EBPG ↑ % 40.0 50.0 45.0" in lines) == (width == 80)
     assert ("EBPG ↑ % 50.0" in lines) == (width == 40)
-    for line in ("all: 4 pairs", "large boxes: 1 pairs", "small boxes: difference from sise"):
-        assert line in lines
+    words = " ".join(lines)  # titles are broken into lines in a narrow terminal
+    for title in ("all: 4 pairs", "large boxes: 1 pairs", "small boxes: difference from sise"):
+        assert title in words
     if width == 80:
         assert "EBPG ↑ % +0.0 +5.0" in lines
         assert "sise 4 3 0 25 forward 2, tapped 1" in lines
@@ -30,10 +32,8 @@ def test_a_row_for_each_measure_and_a_column_for_each_method(tmp_path: Path, wid
 
 
 def test_the_best_mean_is_bold(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=80, highlight=False, force_terminal=True, color_system=None)
+    console = Console(file=io.StringIO(), width=80, highlight=False, force_terminal=True, color_system="standard")
     with write_results(tmp_path / "results.sqlite") as store:
         print_summary(summarise(store), console)
-    text = console.file.getvalue()
-    assert "\x1b[1m50.0\x1b[0m" in text
-    assert "\x1b[1m0.125\x1b[0m" in text
-    assert "\x1b[1m40.0" not in text
+    bold = re.findall(r"\x1b\[1m *([\d.]+) *\x1b", console.file.getvalue())
+    assert bold == ["50.0", "0.125", "55.0", "0.125", "20.0", "0.000"]

@@ -14,7 +14,7 @@ import engine
 from engine.bundle import load_bundle
 from engine.errors import BundleError, OptionError
 from engine.metrics import Cascade, Explained, Randomisation, create_metrics, measure
-from engine.metrics.randomisation import learned_tensors
+from engine.metrics.permute import learned_tensors
 
 BLOCKS = ("head", "block3", "block2", "block1")
 WEIGHTS = {"head": "head", "block3": "w3", "block2": "w2", "block1": "w1"}
