@@ -1,6 +1,5 @@
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -17,9 +16,8 @@ import engine
 from engine.__main__ import parse_target
 from engine.explanation import draw_panel
 from engine.export import export
+from tests.terminal import REPOSITORY, run_in_terminal
 from tests.tiny_cnn import photo_pixels, write_photo, write_tiny_cnn
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -368,43 +366,11 @@ def test_a_folder_that_cannot_be_made(tiny_bundle: Path, photo: Path, tmp_path: 
 
 
 def test_progress_is_shown_in_a_terminal_only(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
-    """A pseudo-terminal for stderr: the bar is drawn there, and stdout holds the table alone."""
-    controller, terminal = pty.openpty()
-    arguments = [
-        "-m",
-        "engine",
-        "explain",
-        tiny_bundle,
-        photo,
-        "-o",
-        tmp_path / "out.png",
-        "--threads",
-        "1",
-        "--batch",
-        "2",
-    ]
-    with subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={"COLUMNS": "120", "PATH": "", "TERM": "xterm"},
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        text=True,
-    ) as process:
-        os.close(terminal)
-        out, _ = process.communicate()
-    drawn = b""
-    while True:
-        try:
-            chunk = os.read(controller, 65536)
-        except OSError:  # the terminal's other end is closed
-            break
-        if not chunk:
-            break
-        drawn += chunk
-    os.close(controller)
-    assert process.returncode == 0, drawn
-    assert re.search(r"photo\.png: \d+ of \d+ masks", drawn.decode())
+    """The bar is drawn there, and stdout holds the table alone."""
+    out, drawn = run_in_terminal(
+        "explain", tiny_bundle, photo, "-o", tmp_path / "out.png", "--threads", "1", "--batch", "2"
+    )
+    assert re.search(r"photo\.png: \d+ of \d+ masks", drawn)
     assert "tabby cat (0): score" in out
     assert "\x1b" not in out
 

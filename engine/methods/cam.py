@@ -1,6 +1,6 @@
 """Class activation maps that weigh one layer's feature maps by their gradients."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,7 +36,35 @@ class GradCam:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GradCamPlusPlus:
+class _ByGradients(ABC):
+    """A map of one layer, made of its feature maps and their gradients cell by cell."""
+
+    layered: ClassVar[bool] = False
+
+    layer: str | None = None
+
+    def explain(self, probe: Probe) -> list[Attribution]:
+        """Explain every class of the probe."""
+        layer = probe.layer_number(self.layer)
+        maps = probe.tap().maps[layer].astype(np.float64)
+        return [activation_map(self.make(maps, g.astype(np.float64)), probe) for g in probe.layer_gradients(layer)]
+
+    @staticmethod
+    @abstractmethod
+    def make(maps: Map, gradients: Map) -> Map:
+        """Return the map, before its negative part is cut off.
+
+        Args:
+            maps: A, float64 [K, h, w].
+            gradients: g = ∂y/∂A, float64 [K, h, w].
+
+        Returns:
+            float64 [h, w].
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradCamPlusPlus(_ByGradients):
     """Grad-CAM++: ReLU(Σ_k w_k·A_k), w_k = Σ a_k·ReLU(g_k), a_k = g_k²/(2·g_k² + ΣA_k·g_k³), g = ∂y/∂A.
 
     a is 0 where its denominator is.
@@ -49,16 +77,10 @@ class GradCamPlusPlus:
     """
 
     name: ClassVar[str] = "grad-cam++"
-    layered: ClassVar[bool] = False
-
-    layer: str | None = None
-
-    def explain(self, probe: Probe) -> list[Attribution]:
-        """Explain every class of the probe."""
-        return _by_gradients(probe, self.layer, self._map)
 
     @staticmethod
-    def _map(maps: Map, gradients: Map) -> Map:
+    def make(maps: Map, gradients: Map) -> Map:
+        """Return the map, before its negative part is cut off."""
         largest = np.abs(gradients).max(initial=0.0) or 1.0
         g = gradients / largest  # the cube of a gradient of 1e-120 would be 0
         total = maps.sum(axis=(1, 2), keepdims=True) * largest
@@ -68,7 +90,7 @@ class GradCamPlusPlus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class XGradCam:
+class XGradCam(_ByGradients):
     """XGrad-CAM: ReLU(Σ_k α_k·A_k), α_k = Σ (A_k/ΣA_k)·∂y/∂A_k; 0 for a map whose sum is 0.
 
     Attributes:
@@ -78,22 +100,16 @@ class XGradCam:
     """
 
     name: ClassVar[str] = "xgrad-cam"
-    layered: ClassVar[bool] = False
-
-    layer: str | None = None
-
-    def explain(self, probe: Probe) -> list[Attribution]:
-        """Explain every class of the probe."""
-        return _by_gradients(probe, self.layer, self._map)
 
     @staticmethod
-    def _map(maps: Map, gradients: Map) -> Map:
+    def make(maps: Map, gradients: Map) -> Map:
+        """Return the map, before its negative part is cut off."""
         weights = _quotient((maps * gradients).sum(axis=(1, 2)), maps.sum(axis=(1, 2)))
         return np.asarray(np.einsum("k,khw->hw", weights, maps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerCam:
+class LayerCam(_ByGradients):
     """LayerCAM: ReLU(Σ_k ReLU(∂y/∂A_k)⊙A_k).
 
     Attributes:
@@ -104,16 +120,10 @@ class LayerCam:
     """
 
     name: ClassVar[str] = "layer-cam"
-    layered: ClassVar[bool] = False
-
-    layer: str | None = None
-
-    def explain(self, probe: Probe) -> list[Attribution]:
-        """Explain every class of the probe."""
-        return _by_gradients(probe, self.layer, self._map)
 
     @staticmethod
-    def _map(maps: Map, gradients: Map) -> Map:
+    def make(maps: Map, gradients: Map) -> Map:
+        """Return the map, before its negative part is cut off."""
         return np.asarray((np.maximum(gradients, 0.0) * maps).sum(axis=0))
 
 
@@ -128,13 +138,6 @@ def activation_map(values: Map, probe: Probe, *, scored: int = 0, scorable: int 
     """
     heatmap = scale_to_unit(upsample(np.maximum(values, 0.0), probe.size))
     return Attribution(heatmap=heatmap, scored=scored, scorable=scorable)
-
-
-def _by_gradients(probe: Probe, name: str | None, make: Callable[[Map, Map], Map]) -> list[Attribution]:
-    layer = probe.layer_number(name)
-    maps = probe.tap().maps[layer].astype(np.float64)
-    gradients = probe.layer_gradients(layer).astype(np.float64)
-    return [activation_map(make(maps, gradient), probe) for gradient in gradients]
 
 
 def _quotient(above: Map, below: Map) -> NDArray[np.float64]:

@@ -1,9 +1,6 @@
 import json
-import os
-import pty
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,8 @@ from PIL import Image
 
 import engine
 from engine.evaluation import Choice, Store, evaluate, read_dataset, summarise
-from tests.test_main import REPOSITORY, one_line, run
+from tests.terminal import run_in_terminal
+from tests.test_main import one_line, run
 from tests.tiny_cnn import photo_pixels
 
 
@@ -147,25 +145,8 @@ def test_places_for_the_results(tiny_bundle: Path, listing: Path, tmp_path: Path
 
 
 def test_progress_is_shown_in_a_terminal(tiny_bundle: Path, listing: Path, tmp_path: Path) -> None:
-    controller, terminal = pty.openpty()
-    arguments = ["evaluate", tiny_bundle, listing, "-o", tmp_path / "out", "--threshold", "0", "--threads", "1"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "engine", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={"COLUMNS": "120", "PATH": "", "TERM": "xterm"},
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        text=True,
-    ) as process:
-        os.close(terminal)
-        out, _ = process.communicate()
-    drawn = b""
-    while True:
-        try:
-            drawn += os.read(controller, 65536)
-        except OSError:  # the terminal's other end is closed
-            break
-    os.close(controller)
-    assert process.returncode == 0, drawn
-    assert re.search(r"[01]\.png, ada-sise .*\d/4 .*\d:\d\d:\d\d", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", drawn.decode()))
+    out, drawn = run_in_terminal(
+        "evaluate", tiny_bundle, listing, "-o", tmp_path / "out", "--threshold", "0", "--threads", "1"
+    )
+    assert re.search(r"[01]\.png, ada-sise .*\d/4 .*\d:\d\d:\d\d", drawn)
     assert "\x1b" not in out

@@ -148,7 +148,7 @@ def test_hand_made_weights() -> None:
     """Two maps of 1×2 cells."""
     maps = np.array([[[1.0, 3.0]], [[2.0, -2.0]]])
     gradients = np.array([[[2.0, -1.0]], [[1.0, 1.0]]])
-    layer, plus, x = (METHODS[name]._map(maps, gradients) for name in ("layer-cam", "grad-cam++", "xgrad-cam"))
+    layer, plus, x = (METHODS[name].make(maps, gradients) for name in ("layer-cam", "grad-cam++", "xgrad-cam"))
     np.testing.assert_allclose(layer, [[2 * 1 + 1 * 2, 0 + 1 * -2]])
     # map 1: ΣA = 4; a(0) = 4/(8 + 32) = 0.1, a(1) belongs to a negative gradient; map 2: ΣA = 0: a = 1/2 both
     np.testing.assert_allclose(plus, [[0.2 * 1 + 1 * 2, 0.2 * 3 - 1 * 2]])
