@@ -76,5 +76,7 @@ class Network:
     def _file(self, graph: str) -> Path | None:
         """Return the file of a graph, or None if the bundle has none."""
         bundle = self._bundle
+        if graph.endswith(".grad"):
+            return bundle.companion(graph.removesuffix(".grad"))
         files = {"head": bundle.head, "gradient": bundle.gradient, "full_gradient": bundle.full_gradient}
-        return files[graph] if graph in files else bundle.companion(graph.removesuffix(".grad"))
+        return files[graph]

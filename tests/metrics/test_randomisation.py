@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy import stats
 
 import engine
+from engine.backends import OnnxRuntimeCpu
 from engine.bundle import load_bundle
 from engine.errors import BundleError, OptionError
 from engine.metrics import Cascade, Explained, Randomisation, create_metrics, measure
@@ -68,8 +69,8 @@ def test_the_graphs_still_belong_together(cascade: Cascade, explained: Explained
     for _, other in cascade.explainers():
         probe = other.probe(explained.image, 0)
         value: list[np.ndarray] = [explained.image]
-        for graph in ("block1", "block2", "block3", "head"):
-            value = probe.run(graph, value)
+        for block in ("block1", "block2", "block3", "head"):
+            value = OnnxRuntimeCpu(threads=1).open(other.bundle.path / f"{block}.onnx").run(value)
         forward = probe.run("forward", [explained.image])[0]
         np.testing.assert_allclose(value[0], forward, atol=1e-4)
         probe.tap()
