@@ -195,7 +195,8 @@ class Explainer:
                 out; one at least is scored. None for no deadline.
             visualization_maps: Whether to keep V_l of every layer in the result, for methods that have it.
             progress: Called in the caller's thread with the masks scored and the masks planned: at first, and whenever
-                more were scored.
+                more were scored. Methods that change no image never call it, and leave nothing out for a budget or a
+                deadline.
             cancel: A flag, such as `threading.Event`, that is asked before each run of the network; set, it ends the
                 call when the runs under way have ended.
             options: The method's own; of Ada-SISE `rule`, `mu`, `fusion` and `baseline`, see `engine.methods.AdaSise`.

@@ -126,7 +126,7 @@ class Explanation:
     @property
     def how(self) -> str:
         """The method, its options and the masks, in one line."""
-        options = [f"{name} {_words(value)}" for name, value in self.options.items() if value not in (None, 0.0)]
+        options = [f"{name} {_words(value)}" for name, value in self.options.items() if _chosen(name, value)]
         return " · ".join([self.method, *options, *(f"{masks} scored" for masks in self._masks())])
 
     def __str__(self) -> str:
@@ -291,6 +291,11 @@ def _why_empty(layer: LayerReport) -> str:
     if layer.scored == 0:
         return f"none of {layer.selected - layer.flat} masks was scored"
     return "its masks add up to a constant map"
+
+
+def _chosen(name: str, value: object) -> bool:
+    """Tell whether an option says anything: a `mu` of 0 is none, but a seed of 0 is a seed."""
+    return value is not None and not (name == "mu" and value == 0)
 
 
 def _words(value: object) -> str:

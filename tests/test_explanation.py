@@ -266,6 +266,12 @@ def test_a_method_without_layers_and_masks(texts: list[str]) -> None:
     assert str(explanation) == "espresso (3): score 0.877, 12 ms"
 
 
+def test_options_that_are_false_or_zero_are_named() -> None:
+    options = {"mu": 0.0, "layer": None, "gaussian": False, "seed": 0, "noise": 0.0}
+    result = make(method="other", options=options, layers=(), scored=0, scorable=0)
+    assert result.how == "other · gaussian False · seed 0 · noise 0"
+
+
 def test_a_panel_says_what_each_layer_did(texts: list[str]) -> None:
     layers = (
         LAYERS[0],

@@ -13,6 +13,7 @@ from engine.kernels import activate, is_flat, scale_to_unit, upsample
 from engine.methods.base import Attribution
 from engine.options import expect_whole
 from engine.probe import Probe
+from engine.scoring import finite
 
 Floats = NDArray[np.float32]
 _PERCENTILE = 70
@@ -63,8 +64,8 @@ class GroupCam:
         planned = [[(k, int(group)) for group in own[: probe.within_budget(len(own))]] for k, own in enumerate(order)]
         in_turn = [mask for masks in zip_longest(*planned) for mask in masks if mask is not None]
         rows = FeatureMasks(probe.image[0], baseline, grouped, in_turn)
+        without = self._score_of(probe, baseline)  # before the masks, which a deadline ends
         masks = rows.by_layer(probe.score(rows))
-        without = self._score_of(probe, baseline)
         found = []
         for k, own in enumerate(masks):
             weights = (own.scores[:, k] - without[k]) / own.extent
@@ -86,5 +87,5 @@ class GroupCam:
         """Return the scores of the baseline image for the K classes, float64 [K]."""
         image = np.zeros_like(probe.image) if baseline is None else baseline[None]
         (logits,) = probe.run("forward", [image])
-        scores: NDArray[np.float64] = activate(logits.astype(np.float32), probe.options.activation)[0, probe.classes]
+        scores: NDArray[np.float64] = activate(finite(logits), probe.options.activation)[0, probe.classes]
         return scores

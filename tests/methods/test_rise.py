@@ -1,5 +1,7 @@
 """RISE against its formula, with the same masks."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,30 @@ def test_masks(size: tuple[int, int], cells: int) -> None:
     rows = RandomMasks(np.ones((1, *size), np.float32), None, 6, cells=cells, probability=0.4, seed=3)
     for number, expected in enumerate(drawn(6, cells, 0.4, 3, size)):
         np.testing.assert_allclose(rows.mask(number), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 17), (24, 32)])
+@pytest.mark.parametrize("cells", [1, 2, 7, 40])
+def test_weighted_sum(size: tuple[int, int], cells: int, random: np.random.Generator) -> None:
+    rows = RandomMasks(np.ones((1, *size), np.float32), None, 50, cells=cells, probability=0.4, seed=3)
+    for count in (50, 3):
+        weights = random.normal(size=count)
+        expected = np.einsum("n,nhw->hw", weights, drawn(50, cells, 0.4, 3, size)[:count])
+        np.testing.assert_allclose(rows.sum(weights), expected, atol=1e-5)
+
+
+def test_the_time_after_scoring_hardly_grows_with_the_masks() -> None:
+    image = np.ones((1, 224, 224), np.float32)
+    best = []
+    for masks in (50, 4000):
+        rows = RandomMasks(image, None, masks, cells=7, probability=0.5, seed=0)
+        taken = []
+        for _ in range(3):
+            began = time.perf_counter()
+            rows.sum(np.ones(masks))
+            taken.append(time.perf_counter() - began)
+        best.append(min(taken))
+    assert best[1] < 30 * best[0]  # 80 times, if every mask were upsampled
 
 
 def test_baseline(random: np.random.Generator) -> None:
