@@ -158,7 +158,7 @@ def explain(
         for number, photo in enumerate(chosen):
 
             def show(done: int, planned: int, number: int = number, photo: Path = photo) -> None:
-                description = f"{printable(photo.name)}: {done} of {planned} masks"
+                description = f"{printable(photo.name)}: {done} of {planned} {chosen_method.unit}"
                 bar.update(task, completed=number + done / max(planned, 1), description=description)
 
             choices["progress"] = show

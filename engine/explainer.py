@@ -192,7 +192,7 @@ class Explainer:
             batch_size: Changed images that are scored at a time, by all threads together; one at least by each.
             max_masks: The most masks to score for a class: the most important, as the method sees them. None for all.
             deadline_ms: When the result shall be there, in milliseconds after the call. Masks that do not fit are left
-                out; one at least is scored. None for no deadline.
+                out; one at least is scored, of one class. None for no deadline.
             visualization_maps: Whether to keep V_l of every layer in the result, for methods that have it.
             progress: Called in the caller's thread with the masks scored and the masks planned: at first, and whenever
                 more were scored. Methods that change no image never call it, and leave nothing out for a budget or a
@@ -262,25 +262,28 @@ def _explanation(
         max_masks=None if options.max_masks is None else int(options.max_masks),
         deadline_ms=None if options.deadline_ms is None else float(options.deadline_ms),
         layers=found.layers,
+        unit=method.unit,
         scored=found.scored,
         scorable=found.scorable,
         complete=found.scored == found.scorable,
         evaluations=dict(probe.evaluations),
         figures=dict(found.figures),
         timings_ms=dict(probe.clock.timings_ms),
-        warnings=(*found.warnings, *_warnings(found)),
+        warnings=(*found.warnings, *_warnings(found, method.unit)),
         picture=probe.picture,
         attribution=found.attribution,
         visualization_maps=views if visualization_maps else None,
     )
 
 
-def _warnings(found: Attribution) -> list[str]:
+def _warnings(found: Attribution, unit: str) -> list[str]:
     """Say what the reader of any heatmap should know."""
     warnings = []
     if found.scored < found.scorable:
-        warnings.append(f"{found.scored} of {found.scorable} masks were scored; the heatmap is an approximation")
+        warnings.append(f"{found.scored} of {found.scorable} {unit} were used; the heatmap is an approximation")
     if found.heatmap is None:
-        why = "no layer gave a visualization map, or fusion cut everything away" if found.layers else "nothing varies"
+        why = "the method's map is constant, or nowhere positive"
+        if found.layers:
+            why = "no layer gave a visualization map, or fusion cut everything away"
         warnings.append(f"the heatmap is all zeros: {why}")
     return warnings

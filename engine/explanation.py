@@ -83,6 +83,7 @@ class Explanation:
         layers: One report per feature layer, shallow to deep; empty for methods that do not work on all of them.
         max_masks: The most masks that the caller allowed; None for all.
         deadline_ms: When the result should have been there, in milliseconds after the call; None for no deadline.
+        unit: What `scored` and `scorable` count: `masks`, `samples`, ….
         scored: Number of masks of this class that were scored, or of changed images that were differentiated.
         scorable: Number of masks that there were to score: of Ada-SISE those that the rule selected and that are not
             flat. 0 for a method that changes no image.
@@ -107,6 +108,7 @@ class Explanation:
     layers: tuple[LayerReport, ...]
     max_masks: int | None
     deadline_ms: float | None
+    unit: str
     scored: int
     scorable: int
     complete: bool
@@ -127,10 +129,10 @@ class Explanation:
     def how(self) -> str:
         """The method, its options and the masks, in one line."""
         options = [f"{name} {_words(value)}" for name, value in self.options.items() if _chosen(name, value)]
-        return " · ".join([self.method, *options, *(f"{masks} scored" for masks in self._masks())])
+        return " · ".join([self.method, *options, *self._counted()])
 
     def __str__(self) -> str:
-        facts = [f"score {self.class_score:.3f}", *self._masks(), f"{self.timings_ms['total']:.0f} ms"]
+        facts = [f"score {self.class_score:.3f}", *self._counted(), f"{self.timings_ms['total']:.0f} ms"]
         return f"{self.name}: {', '.join(facts)}"
 
     def overlay(self, opacity: float = 0.7) -> Image.Image:
@@ -189,11 +191,11 @@ class Explanation:
     def _title(self) -> str:
         return f"class {self.target}" if self.label is None else self.label
 
-    def _masks(self) -> tuple[str, ...]:
+    def _counted(self) -> tuple[str, ...]:
         if self.scorable == 0 and not self.layers:
             return ()
         part = "" if self.scored == self.scorable else f" of {self.scorable}"
-        return (f"{self.scored}{part} masks",)
+        return (f"{self.scored}{part} {self.unit}",)
 
     def _subtitle(self) -> tuple[str, ...]:
         score = f"{self.class_score:.4g} (logit)"

@@ -51,10 +51,15 @@ class Network:
                 been loaded.
             BackendError: The runtime refused it.
         """
-        with self._lock:
-            if graph not in self._sessions:
-                self._sessions[graph] = self._open(graph)
-            return self._sessions[graph]
+        if not self.is_open(graph):
+            with self._lock:
+                if not self.is_open(graph):
+                    self._sessions[graph] = self._open(graph)
+        return self._sessions[graph]
+
+    def is_open(self, graph: str) -> bool:
+        """Tell whether a graph was asked for before."""
+        return graph in self._sessions
 
     def _open(self, graph: str) -> Session:
         bundle = self._bundle

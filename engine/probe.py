@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.backends import Session
 from engine.bundle import Bundle
 from engine.errors import BundleError, OptionError
 from engine.image import Baseline, Photo, make_baseline, prepare
@@ -161,7 +162,7 @@ class Probe:
             BundleError: The bundle has no such graph, or another than its manifest says.
             BackendError: The runtime failed.
         """
-        session = self._network.session(graph)
+        session = self._session(graph)
         expect_wanted(self.options.cancel)
         outputs = session.run(inputs)
         self._count(graph, len(inputs[0]))
@@ -186,7 +187,7 @@ class Probe:
             CancelledError: The caller wants no result any more.
             BackendError: The runtime failed, or the system has no more threads.
         """
-        classes, session, options = self.classes, self._network.session(graph), self.options
+        classes, session, options = self.classes, self._session(graph), self.options
         pace, activation = self.pace(graph), activation or options.activation
         with self.clock("score"):
             scores = score_rows(session, rows, classes, activation, options.batch_size, pace, count)
@@ -220,7 +221,7 @@ class Probe:
             BundleError: The bundle has no gradient graph.
             BackendError: The runtime failed.
         """
-        session = self._network.session("gradient")  # runs one at a time, so that `keep` is called in order
+        session = self._session("gradient")  # runs one at a time, so that `keep` is called in order
         _ = self.logits
 
         def take(part: range, outputs: list[NDArray[np.generic]]) -> None:
@@ -241,7 +242,7 @@ class Probe:
         ends = self.options.deadline_ms
         if ends is not None:
             ends = self.clock.began + ends / 1e3 - self._finish_s * len(self._targets)
-        runs = self._network.session(graph).runs_at_once
+        runs = self._session(graph).runs_at_once
         return Pace(ends=ends, mask_s=self._image_s * runs, progress=self.options.progress, cancel=self.options.cancel)
 
     def within_budget(self, count: int) -> int:
@@ -261,6 +262,12 @@ class Probe:
         if name not in names:
             raise OptionError(f"layer is {name!r}; expected one of {', '.join(names)}, or None for the last")
         return names.index(name)
+
+    def _session(self, graph: str) -> Session:
+        if self._network.is_open(graph):
+            return self._network.session(graph)
+        with self.clock("open"):
+            return self._network.session(graph)
 
     def _count(self, graph: str, images: int) -> None:
         self.evaluations[graph] = self.evaluations.get(graph, 0) + images
@@ -291,14 +298,19 @@ class Clock:
 
     def __init__(self) -> None:
         self.timings_ms: dict[str, float] = {}
+        self._within: list[float] = []
         self.began = time.perf_counter()
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Add the time within a `with` block to a phase."""
+        """Add the time within a `with` block to a phase, but for that of blocks within it, which is theirs."""
         began = time.perf_counter()
+        self._within.append(0.0)
         yield
-        self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + (time.perf_counter() - began) * 1e3
+        took, within = time.perf_counter() - began, self._within.pop()
+        self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + (took - within) * 1e3
+        if self._within:
+            self._within[-1] += took
 
     def stop(self) -> None:
         """Note the time since the clock was made as `total`."""

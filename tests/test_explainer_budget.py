@@ -41,7 +41,7 @@ def test_max_masks_keeps_the_strongest_of_each_layer(explainer: engine.Explainer
         kept, cut = scorable[: layer.scored], scorable[layer.scored :]
         np.testing.assert_allclose(layer.scores[kept], own.scores[kept], rtol=1e-6)
         assert np.isnan(layer.scores[cut]).all()
-    assert result.warnings[-1] == f"11 of {sum(counts)} masks were scored; the heatmap is an approximation"
+    assert result.warnings[-1] == f"11 of {sum(counts)} masks were used; the heatmap is an approximation"
     assert str(result).split(", ")[1] == f"11 of {sum(counts)} masks"
 
 

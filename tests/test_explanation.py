@@ -60,6 +60,7 @@ def make(**changes: object) -> Explanation:
         "layers": LAYERS,
         "max_masks": None,
         "deadline_ms": None,
+        "unit": "masks",
         "scored": 2,
         "scorable": 2,
         "complete": True,
@@ -111,6 +112,7 @@ REPORT = {
     ],
     "max_masks": None,
     "deadline_ms": None,
+    "unit": "masks",
     "scored": 2,
     "scorable": 2,
     "complete": True,
@@ -219,7 +221,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 HEAD = ["espresso", "class 3 · score 87.7% (softmax)"]
-HOW = "ada-sise · rule otsu · fusion hard · baseline (1, 2, 3) · 2 masks scored"
+HOW = "ada-sise · rule otsu · fusion hard · baseline (1, 2, 3) · 2 masks"
 WARNING = "Warning: layer 'relu2' gave no mask: no feature map was selected"
 
 
@@ -247,7 +249,7 @@ def test_a_figure_says_what_it_shows(texts: list[str]) -> None:
         ({"activation": "none", "class_score": -7.30612}, [HEAD[0], "class 3 · score -7.306 (logit)", HOW]),
         (
             {"method": "sise", "options": {"mu": 0.25, "fusion": "soft", "baseline": "zero"}, "scorable": 7},
-            [*HEAD, "sise · mu 0.25 · fusion soft · baseline zero · 2 of 7 masks scored"],
+            [*HEAD, "sise · mu 0.25 · fusion soft · baseline zero · 2 of 7 masks"],
         ),
     ],
 )

@@ -15,6 +15,7 @@ from engine.spelling import option_texts, parse_method, spell
 class Example:
     name: ClassVar[str] = "example"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
 
     whole: int = 5
     number: float = 0.5

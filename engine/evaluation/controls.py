@@ -26,6 +26,7 @@ class Centre:
 
     name: ClassVar[str] = "centre"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
 
     sigma: float = 0.25
 
@@ -48,6 +49,7 @@ class GradCamOtsu:
 
     name: ClassVar[str] = "grad-cam-otsu"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe."""

@@ -49,6 +49,7 @@ class AdaSise:
 
     name: ClassVar[str] = "ada-sise"
     layered: ClassVar[bool] = True
+    unit: ClassVar[str] = "masks"
 
     rule: str = "otsu"
     mu: float = 0.0
@@ -113,6 +114,7 @@ class Sise:
 
     name: ClassVar[str] = "sise"
     layered: ClassVar[bool] = True
+    unit: ClassVar[str] = "masks"
 
     mu: float = 0.0
     fusion: str = "hard"

@@ -44,11 +44,13 @@ class Method(Protocol):
     Attributes:
         name: What users call it.
         layered: Whether it makes a visualization map of every feature layer.
+        unit: What it changes the image, or the feature maps, by: `masks`, `samples`, …; what budgets count.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[object]]]
     name: ClassVar[str]
     layered: ClassVar[bool]
+    unit: ClassVar[str]
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe.

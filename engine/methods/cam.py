@@ -24,6 +24,7 @@ class GradCam:
 
     name: ClassVar[str] = "grad-cam"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
 
     layer: str | None = None
 
@@ -40,6 +41,7 @@ class _ByGradients(ABC):
     """A map of one layer, made of its feature maps and their gradients cell by cell."""
 
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
 
     layer: str | None = None
 

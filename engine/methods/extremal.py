@@ -51,6 +51,7 @@ class ExtremalPerturbation:
 
     name: ClassVar[str] = "extremal-perturbation"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "steps"
 
     areas: Sequence[float] = (0.1,)
     iterations: int = 800

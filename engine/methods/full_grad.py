@@ -32,6 +32,7 @@ class FullGrad:
 
     name: ClassVar[str] = "full-grad"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, one after the other: the parts take much memory."""

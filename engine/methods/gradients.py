@@ -32,6 +32,7 @@ class Gradient:
 
     name: ClassVar[str] = "gradient"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe."""
@@ -62,6 +63,7 @@ class SmoothGrad:
 
     name: ClassVar[str] = "smooth-grad"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "samples"
 
     samples: int = 50
     noise: float = 0.15
@@ -111,6 +113,7 @@ class IntegratedGradients:
 
     name: ClassVar[str] = "integrated-gradients"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "steps"
 
     steps: int = 50
     baseline: Baseline = "zero"

@@ -42,6 +42,7 @@ class GroupCam:
 
     name: ClassVar[str] = "group-cam"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "masks"
 
     groups: int = 32
     layer: str | None = None

@@ -32,6 +32,7 @@ class AblationCam:
 
     name: ClassVar[str] = "ablation-cam"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "maps"
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, with one scoring."""
@@ -67,6 +68,7 @@ class ReciproCam:
 
     name: ClassVar[str] = "recipro-cam"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "places"
 
     gaussian: bool = True
 

@@ -42,6 +42,7 @@ class Rise:
 
     name: ClassVar[str] = "rise"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "masks"
 
     masks: int = 4000
     cells: int = 7

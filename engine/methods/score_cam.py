@@ -39,6 +39,7 @@ class ScoreCam:
 
     name: ClassVar[str] = "score-cam"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "masks"
 
     weights: str = "softmax"
     layer: str | None = None

@@ -242,6 +242,7 @@ def test_another_data_set_or_bundle_is_refused(
 class Failing:
     name: ClassVar[str] = "failing"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
 
     def explain(self, probe: object) -> list[object]:
         raise BackendError(f"the runtime failed for {type(probe).__name__}")

@@ -97,7 +97,7 @@ def test_a_budget_leaves_the_least_important_out(tiny: Tiny, name: str) -> None:
     for target, result in zip(CLASSES, results, strict=True):
         alone = tiny.explainer.explain(tiny.x, target, method=name, max_masks=most)
         assert (result.scored, alone.scored, result.complete) == (most, most, False)
-        assert result.warnings[0] == f"4 of {result.scorable} masks were scored; the heatmap is an approximation"
+        assert result.warnings[0] == f"4 of {result.scorable} {result.unit} were used; the heatmap is an approximation"
         np.testing.assert_allclose(result.heatmap, alone.heatmap, atol=1e-5)  # batches of another make-up
 
 
@@ -141,7 +141,7 @@ def test_an_image_of_nothing_gives_no_nan(tiny: Tiny, name: str) -> None:
         assert result.heatmap.max() == 1.0
     else:
         assert not result.heatmap.any()
-        assert result.warnings == ("the heatmap is all zeros: nothing varies",)
+        assert result.warnings == ("the heatmap is all zeros: the method's map is constant, or nowhere positive",)
 
 
 def test_hand_made_weights() -> None:

@@ -71,7 +71,7 @@ def test_each_class_gives_the_bytes_that_it_gives_alone(biased: engine.Explainer
 def test_no_bias_and_no_gradient(tiny: Tiny) -> None:
     dead = tiny.explainer.explain(np.zeros_like(tiny.x), 1, method="full-grad")
     assert not dead.heatmap.any()
-    assert dead.warnings == ("the heatmap is all zeros: nothing varies",)
+    assert dead.warnings == ("the heatmap is all zeros: the method's map is constant, or nowhere positive",)
     assert dead.figures == {"completeness_error": 0.0, "completeness_gap": 0.0}
     alive = tiny.explainer.explain(tiny.x, 1, method="full-grad")
     part = tiny.x[0] * attribution.input_gradient(tiny.logits, tiny.x[0], 1)

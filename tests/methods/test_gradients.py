@@ -15,7 +15,7 @@ from tests.reference import attribution
 
 TARGETS = [1, 3]
 ALL = ["gradient", "smooth-grad", "integrated-gradients"]
-ZEROS = "the heatmap is all zeros: nothing varies"
+ZEROS = "the heatmap is all zeros: the method's map is constant, or nowhere positive"
 
 
 def assert_found(result: engine.Explanation, expected: np.ndarray, expected_map: np.ndarray) -> None:
@@ -100,7 +100,7 @@ def test_a_budget_makes_fewer_steps(tiny: Tiny) -> None:
     assert few.attribution is not None
     np.testing.assert_array_equal(few.attribution, cut.attribution)
     assert (few.complete, cut.complete, cut.scored, cut.scorable) == (True, False, 9, 30)
-    assert cut.warnings == ("9 of 30 masks were scored; the heatmap is an approximation",)
+    assert cut.warnings == ("9 of 30 steps were used; the heatmap is an approximation",)
 
 
 def test_fewer_samples_are_the_first_of_more(tiny: Tiny) -> None:
@@ -119,7 +119,7 @@ def test_a_deadline_leaves_the_step_in_the_middle(tiny: Tiny) -> None:
     assert first.attribution is not None
     np.testing.assert_allclose(first.attribution, tiny.x[0] * middle, atol=1e-5 * np.abs(middle).max())
     assert (first.scored, second.scored, second.scorable) == (1, 0, 5)
-    assert second.warnings == ("0 of 5 masks were scored; the heatmap is an approximation", ZEROS)
+    assert second.warnings == ("0 of 5 steps were used; the heatmap is an approximation", ZEROS)
     assert second.figures["completeness_error"] == 1.0
 
 

@@ -84,7 +84,7 @@ def test_fewer_masks_are_the_first_of_more(tiny: Tiny) -> None:
     cut = tiny.explainer.explain(tiny.x, 1, method="rise", masks=30, max_masks=9)
     np.testing.assert_array_equal(few.heatmap, cut.heatmap)
     assert (few.complete, cut.complete, cut.scored, cut.scorable) == (True, False, 9, 30)
-    assert cut.warnings == ("9 of 30 masks were scored; the heatmap is an approximation",)
+    assert cut.warnings == ("9 of 30 masks were used; the heatmap is an approximation",)
 
 
 def test_seeds(tiny: Tiny) -> None:

@@ -20,6 +20,7 @@ class Brightness:
 
     name: ClassVar[str] = "brightness"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
 
     def explain(self, probe: Probe) -> list[Attribution]:
         return [Attribution(heatmap=brightness(probe.image[0]))]

@@ -20,6 +20,7 @@ class Noise:
 
     name: ClassVar[str] = "noise"
     layered: ClassVar[bool] = False
+    unit: ClassVar[str] = "runs"
     seeds: ClassVar[list[int]] = []
 
     seed: int = 5

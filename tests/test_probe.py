@@ -1,0 +1,30 @@
+"""What took how long."""
+
+import pytest
+
+import engine
+from engine import probe
+from tests.tiny_cnn import photo_pixels
+
+
+def test_phases_share_the_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 1.0, 3.0, 6.0, 10.0, 20.0, 21.0, 30.0])
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(ticks))
+    clock = probe.Clock()  # at 0
+    with clock("gradient"), clock("open"):  # from 1, and from 3 to 6; the first ends at 10
+        pass
+    with clock("open"):  # from 20 to 21
+        pass
+    clock.stop()  # at 30
+    assert clock.timings_ms == {"open": 4000.0, "gradient": 6000.0, "total": 30000.0}
+
+
+@pytest.mark.parametrize("method", ["layer-cam", "gradient", "full-grad", "recipro-cam", "group-cam"])
+def test_opening_a_graph_is_a_phase_of_the_first_call(tiny_bundle, method: str) -> None:
+    explainer = engine.load(tiny_bundle, threads=1)
+    first, second = (explainer.explain(photo_pixels(), method=method).timings_ms for _ in range(2))
+    assert ("open" in first) == (method != "group-cam")
+    assert "open" not in second
+    for timings in (first, second):
+        parts = sum(ms for phase, ms in timings.items() if phase != "total")
+        assert 0 < parts <= timings["total"]
