@@ -59,7 +59,7 @@ METRICS = (
 )
 OF_PAPER = ("ebpg", "bbox", "drop", "increase")
 BEGIN, END = "<!-- Tables by benchmarks.which_method begin here. -->", "<!-- They end here. -->"
-_TIMED_PHOTOS = 5
+_TIMED_PHOTOS = 3
 
 Report = dict[str, Any]
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.which_method", description=main.__doc__)
     parser.add_argument("work", type=Path, metavar="WORK", help="folder for bundles, scores and results")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.md", help="page that has the tables")
-    parser.add_argument("--sample", type=int, default=12, help=f"photos for {' and '.join(ON_SAMPLE)}; 12")
+    parser.add_argument("--sample", type=int, default=6, help=f"photos for {' and '.join(ON_SAMPLE)}; 6")
     parser.add_argument("--time", action="store_true", help="time the methods, and measure nothing else")
     parser.add_argument("--tables", action="store_true", help="write the tables from what the folder has")
     arguments = parser.parse_args()
@@ -132,9 +132,9 @@ def compare(bundle: Path, store: Store, scores: Path, methods: Sequence[str], sa
 
 
 def times(bundle: Path, methods: Sequence[str]) -> dict[str, float]:
-    """Return the median milliseconds of one explanation by each method, after one that nobody counts."""
+    """Return the median milliseconds of one explanation by each method, after a short one that nobody counts."""
     found = {}
-    chosen = [sample.photo for sample in photos().samples[:_TIMED_PHOTOS]]
+    chosen = [sample.photo for sample in photos().samples[: 1 if methods is ON_SAMPLE else _TIMED_PHOTOS]]
     with engine.load(bundle) as explainer:
         for name in methods:
             method = parse_method(name, EVALUATED)
