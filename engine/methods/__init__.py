@@ -72,7 +72,7 @@ def create_method(method: str | Method, options: Mapping[str, object]) -> Method
         OptionError: There is no such method, or it has no such option, or the option has no meaning.
     """
     if not isinstance(method, str):
-        if not callable(getattr(method, "explain", None)):
+        if isinstance(method, type) or not callable(getattr(method, "explain", None)):
             raise OptionError(f"method is {method!r}; expected one of {', '.join(METHODS)}, or a method object")
         if options:
             raise OptionError(f"{', '.join(options)}: given beside a method object, which has its options already")
