@@ -23,6 +23,17 @@ BY_GRADIENT: dict[str, Callable[[Float, Float], Float]] = {
 }
 
 
+class Plain:
+    name = "mine"
+    layered = False
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def explain(self, probe: object) -> list[object]:
+        raise AssertionError(probe)
+
+
 def agrees(found: NDArray[np.float32], expected: Float, *, may_be_empty: bool = False) -> None:
     assert may_be_empty or expected.max() == 1.0  # a map of zeros proves little
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -171,6 +182,7 @@ def test_hand_made_weights() -> None:
         ("rise", {"seed": -1}, "seed is -1; expected a whole number of at least 0"),
         ("lime", {}, f"method is 'lime'; expected one of {', '.join(METHODS)}"),
         (None, {}, f"method is None; expected one of {', '.join(METHODS)}, or a method object"),
+        (Plain(), {}, "method is mine, of a class that is no dataclass; expected one, as Method describes"),
         (GradCam, {}, f"method is {GradCam!r}; expected one of {', '.join(METHODS)}, or a method object"),
         (METHODS["rise"](), {"masks": 3}, "masks: given beside a method object, which has its options already"),
     ],
