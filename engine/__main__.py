@@ -127,6 +127,9 @@ def explain(
         raise OptionError(f"top is {top}; expected a whole number of at least 1")
     given = {"rule": rule, "mu": mu, "fusion": fusion, "baseline": baseline}
     chosen_method = parse_method(method, METHODS, parse_options(option or (), given))
+    if maps and not chosen_method.layered:
+        layered = " and ".join(name for name, kind in METHODS.items() if kind.layered)
+        raise OptionError(f"--maps: method {chosen_method.name!r} makes no maps of layers; {layered} do")
     chosen = find_photos(photos)
     several = (top or 1) > 1 or len(target or ()) > 1
     outputs = Outputs(output, chosen, several=several, maps=maps, replace=force)

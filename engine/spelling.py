@@ -77,9 +77,9 @@ def _read(text: str, kind: object) -> tuple[bool, object]:
     if kind is str:
         return True, text
     if kind is NoneType:
-        return text == "none", None
+        return text.lower() == "none", None
     if kind is bool:
-        return text in ("true", "false"), text == "true"
+        return text.lower() in ("true", "false"), text.lower() == "true"
     try:
         if kind is int or kind is float:
             return True, int(text) if kind is int else float(text)

@@ -215,6 +215,11 @@ def test_a_refused_option_leaves_no_folder(tiny_bundle: Path, photo: Path, tmp_p
         assert not (tmp_path / "new").exists()
 
 
+def test_maps_of_a_method_that_makes_none(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    line = one_line(explain(tiny_bundle, photo, "-o", tmp_path / "out.png", "--method", "rise", "--maps"))
+    assert line == "--maps: method 'rise' makes no maps of layers; ada-sise and sise do"
+
+
 def test_a_class_asked_for_twice_is_explained_once(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
     done = explain(tiny_bundle, photo, "-o", tmp_path / "out", "--target", "4", "--target", "cup")
     assert done.returncode == 0, done.stderr

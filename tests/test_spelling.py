@@ -41,6 +41,7 @@ KNOWN = {"example": Example}
         ("example:number=1e-3:flag=true", Example(number=1e-3, flag=True), "example:number=0.001:flag=true"),
         ("example:word=relu:flag=false", Example(word="relu"), "example:word=relu"),
         ("example:word=none", Example(), "example"),
+        ("example:word=None:flag=True", Example(flag=True), "example:flag=true"),
         ("example:numbers=1/0.5", Example(numbers=(1.0, 0.5)), "example:numbers=1/0.5"),
         ("example:colour=10/20/30", Example(colour=(10.0, 20.0, 30.0)), "example:colour=10/20/30"),
         ("example:colour=blur", Example(colour="blur"), "example:colour=blur"),

@@ -10,6 +10,7 @@ from engine.cli.console import RESULT, STATUS, print_status
 from engine.cli.summary import print_summary
 from engine.errors import EngineError, OptionError, printable
 from engine.evaluation import EVALUATED, Choice, Store, evaluate, read_dataset, summarise, write_report
+from engine.evaluation.summary import expect_reference
 from engine.explainer import load
 from engine.metrics import METRICS
 from engine.spelling import parse_method, spell
@@ -22,6 +23,7 @@ _COLUMNS = (
     TimeRemainingColumn(),
 )
 _ETA_WINDOW_S = 600  # methods differ in cost by a thousand, so a few steps say little
+_METHODS = "ada-sise"
 _METRICS = "ebpg,bbox,drop,increase"
 _FAILURES_SHOWN = 10
 
@@ -41,13 +43,17 @@ def evaluate_methods(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods with commas between them, options after colons; repeatable. " + ", ".join(EVALUATED),
+            help=f"Methods with commas between them, options after colons; repeatable; {_METHODS} if left out. "
+            + ", ".join(EVALUATED),
             metavar="NAME[:OPTION=VALUE…],…",
         ),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="Measures, with commas between them; repeatable. " + ", ".join(METRICS), metavar="NAME,…"),
+        typer.Option(
+            help=f"Measures, with commas between them; repeatable; {_METRICS} if left out. " + ", ".join(METRICS),
+            metavar="NAME,…",
+        ),
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="The method that the others are compared with.", metavar="NAME[:OPTION=VALUE…]")
@@ -74,14 +80,16 @@ def evaluate_methods(
 ) -> None:
     """Compare explanation methods on photos with boxes or labels, and write a report.
 
-    Each result is kept in FOLDER/results.sqlite as soon as it is there: the same command continues a run that was
-    stopped, and other methods, measures or photos are added to it.
+    Each result is kept in FOLDER/results.sqlite as soon as it is there.
+
+    The same command continues a run that was stopped; other methods, measures or photos are added to it.
 
     Example: python -m engine evaluate resnet50.ada VOC2007 --split test --method ada-sise,sise,grad-cam -o results
 
     Example: python -m engine evaluate resnet50.ada VOC2007 --split test --method rise:masks=1000 --sample 50 -o results
     """
-    methods = [parse_method(name, EVALUATED) for name in _names(method, "ada-sise")]
+    methods = [parse_method(name, EVALUATED) for name in _names("method", method, _METHODS)]
+    measures = _names("metric", metric, _METRICS)
     compared = None if reference is None else spell(parse_method(reference, EVALUATED))
     choice = Choice(
         threshold=threshold,
@@ -105,6 +113,7 @@ def evaluate_methods(
     if not photos.has_boxes:
         print_status(f"{dataset}: has no boxes, so measures that need them have no value")
     with explainer, Store(output / "results.sqlite") as store:
+        expect_reference(compared, [*map(spell, methods), *store.methods()])
         bar = Progress(
             *_COLUMNS,
             console=STATUS,
@@ -119,7 +128,7 @@ def evaluate_methods(
                 bar.update(task, description=printable(what), completed=done, total=planned)
 
             try:
-                evaluate(explainer, photos, methods, _names(metric, _METRICS), store, choice, progress=show)
+                evaluate(explainer, photos, methods, measures, store, choice, progress=show)
             except SystemExit:
                 print_status(f"{store.path}: keeps all that was finished; the same command continues")
                 raise
@@ -128,6 +137,8 @@ def evaluate_methods(
     print_summary(summary, RESULT)
     for file in files:
         print_status(f"wrote {file}")
+    if not summary.pairs["all"]:
+        print_status(f"no class that is on a photo has a score of at least {threshold:g}: there is nothing to compare")
     if summary.failures:
         for failure in summary.failures[:_FAILURES_SHOWN]:
             print_status(f"not explained: {failure}", style="yellow")
@@ -136,7 +147,10 @@ def evaluate_methods(
         )
 
 
-def _names(given: list[str] | None, default: str) -> list[str]:
+def _names(option: str, given: list[str] | None, default: str) -> list[str]:
     """Return what is named between commas, each once."""
     words = ",".join(given or [default]).split(",")
-    return list(dict.fromkeys(word.strip() for word in words if word.strip()))
+    names = list(dict.fromkeys(word.strip() for word in words if word.strip()))
+    if not names:
+        raise OptionError(f"--{option}: names nothing; expected names with commas between them, or leave it out")
+    return names

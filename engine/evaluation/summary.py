@@ -1,7 +1,7 @@
 """What the results of an evaluation say: means with intervals, differences, and what they cost."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,8 +133,7 @@ def summarise(store: Store, reference: str | None = None) -> Summary:
         OptionError: The store has no such method, or cannot be read.
     """
     methods = {name: dict(facts["options"]) for name, facts in store.methods().items()}  # type: ignore[call-overload]
-    if reference is not None and reference not in methods:
-        raise OptionError(f"reference is {reference!r}; expected one of the methods, {', '.join(methods)}")
+    expect_reference(reference, methods)
     measures = tuple(
         Measure(
             name=name,
@@ -179,6 +178,13 @@ def summarise(store: Store, reference: str | None = None) -> Summary:
         costs={method: _cost([outcome for outcome in outcomes if outcome.method == method]) for method in methods},
         failures=(*unread, *failed),
     )
+
+
+def expect_reference(reference: str | None, methods: Iterable[str]) -> None:
+    """Raise `OptionError` if there is a reference that is none of the methods."""
+    known = dict.fromkeys(methods)
+    if reference is not None and reference not in known:
+        raise OptionError(f"reference is {reference!r}; expected one of the methods, {', '.join(known)}")
 
 
 def _belongs(pair: Pair, subset: str) -> bool:

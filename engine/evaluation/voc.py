@@ -47,7 +47,8 @@ def _identities(folder: Path, split: str) -> list[str]:
     """Return the photos of a list, without those that a class's own list (`cat_val`) marks as negative, −1."""
     known = sorted(file.stem for file in folder.glob("*.txt"))
     if split not in known:
-        raise DatasetError(f"{folder}: has no list {split!r}; expected one of {', '.join(known) or 'none, left out'}")
+        expected = f"expected one of {', '.join(known)}" if known else "it has no lists: leave the split out"
+        raise DatasetError(f"{folder}: has no list {split!r}; {expected}")
     file = folder / f"{split}.txt"
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -4,7 +4,7 @@ They share what `engine.probe.Probe` offers: the tapped pass, scoring and differ
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 from engine.errors import OptionError
 from engine.methods.ada_sise import AdaSise, Sise
@@ -72,8 +72,12 @@ def create_method(method: str | Method, options: Mapping[str, object]) -> Method
         OptionError: There is no such method, or it has no such option, or the option has no meaning.
     """
     if not isinstance(method, str):
-        if not callable(getattr(method, "explain", None)):
+        if isinstance(method, type) or not callable(getattr(method, "explain", None)):
             raise OptionError(f"method is {method!r}; expected one of {', '.join(METHODS)}, or a method object")
+        if not is_dataclass(method):
+            raise OptionError(
+                f"method is {method!r}, of a class that is no dataclass; expected one, as Method describes"
+            )
         if options:
             raise OptionError(f"{', '.join(options)}: given beside a method object, which has its options already")
         return method

@@ -93,6 +93,21 @@ def test_photos_without_boxes(tiny_bundle: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[0] == f"{table}: has no boxes, so measures that need them have no value"
 
 
+def test_a_reference_is_checked_before_anything_is_explained(tiny_bundle: Path, listing: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("-o", out, "--method", "centre", "--threshold", "0", "--reference", "sise")
+    one_line(evaluated(tiny_bundle, listing, *options))
+    with Store(out / "results.sqlite") as store:
+        assert store.outcomes() == []
+
+
+def test_no_class_scores_enough(tiny_bundle: Path, listing: Path, tmp_path: Path) -> None:
+    done = evaluated(tiny_bundle, listing, "-o", tmp_path / "out", "--method", "centre", "--threshold", "1.5")
+    assert done.returncode == 0, done.stderr
+    line = "no class that is on a photo has a score of at least 1.5: there is nothing to compare"
+    assert done.stderr.splitlines()[-1] == line
+
+
 def test_ctrl_c_keeps_what_was_finished(tiny_bundle: Path, listing: Path, tmp_path: Path) -> None:
     code = (
         "import signal\n"
@@ -127,6 +142,8 @@ def test_ctrl_c_keeps_what_was_finished(tiny_bundle: Path, listing: Path, tmp_pa
         (("--method", "sise:rule=all"), "rule: is no option of method 'sise'; expected some of mu, fusion, baseline"),
         (("--metric", "epbg"), "metric is 'epbg'; expected one of ebpg, "),
         (("--reference", "sise"), "reference is 'sise'; expected one of the methods, centre"),
+        (("--metric", ""), "--metric: names nothing; expected names with commas between them, or leave it out"),
+        (("--method", ","), "--method: names nothing; expected names with commas between them, or leave it out"),
         (("--sample", "0"), "sample is 0; expected a whole number of at least 1"),
         (("--split", "val"), "LISTING: is one file, which has no split 'val'; leave the split out, or give the folder"),
     ],

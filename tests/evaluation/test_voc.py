@@ -62,6 +62,10 @@ def test_a_split_and_a_class_list(voc: Path) -> None:
 def test_an_unknown_split(voc: Path) -> None:
     with pytest.raises(DatasetError, match=r"Main: has no list 'test'; expected one of dog_trainval, val$"):
         read_dataset(voc, "test")
+    for file in (voc / "ImageSets" / "Main").iterdir():
+        file.unlink()
+    with pytest.raises(DatasetError, match=r"Main: has no list 'test'; it has no lists: leave the split out$"):
+        read_dataset(voc, "test")
 
 
 def test_a_photo_that_is_missing_is_told_when_it_is_read(voc: Path) -> None:

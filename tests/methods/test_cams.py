@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.errors import OptionError
-from engine.methods import METHODS
+from engine.methods import METHODS, GradCam
 from engine.methods.base import Method
 from tests.methods.conftest import LAYER, Float, Tiny
 from tests.reference import cam, method
@@ -21,6 +21,17 @@ BY_GRADIENT: dict[str, Callable[[Float, Float], Float]] = {
     "xgrad-cam": cam.xgrad_cam,
     "layer-cam": cam.layer_cam,
 }
+
+
+class Plain:
+    name = "mine"
+    layered = False
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def explain(self, probe: object) -> list[object]:
+        raise AssertionError(probe)
 
 
 def agrees(found: NDArray[np.float32], expected: Float, *, may_be_empty: bool = False) -> None:
@@ -171,6 +182,8 @@ def test_hand_made_weights() -> None:
         ("rise", {"seed": -1}, "seed is -1; expected a whole number of at least 0"),
         ("lime", {}, f"method is 'lime'; expected one of {', '.join(METHODS)}"),
         (None, {}, f"method is None; expected one of {', '.join(METHODS)}, or a method object"),
+        (Plain(), {}, "method is mine, of a class that is no dataclass; expected one, as Method describes"),
+        (GradCam, {}, f"method is {GradCam!r}; expected one of {', '.join(METHODS)}, or a method object"),
         (METHODS["rise"](), {"masks": 3}, "masks: given beside a method object, which has its options already"),
     ],
 )
