@@ -20,37 +20,38 @@ def print_summary(summary: Summary, console: Console) -> None:
         if not pairs or not summary.measures:
             continue
         means = {(key[1], key[2]): cell.interval for key, cell in summary.cells.items() if key[0] == subset}
-        title = f"{subset}: {pairs} pairs"
-        _print_cells(summary, title, methods, means, console, subset)
+        title = f"{subset}: {summary.counted(subset)}"
+        _print_cells(summary, title, subset, methods, means, console)
         if summary.reference is not None and len(methods) > 1:
             others = [method for method in methods if method != summary.reference]
             differences = {(key[1], key[2]): cell.difference for key, cell in summary.cells.items() if key[0] == subset}
             title = f"{subset}: difference from {summary.reference}"
-            _print_cells(summary, title, others, differences, console, None)
+            _print_cells(summary, title, subset, others, differences, console, signed=True)
     _print_costs(summary, console)
 
 
 def _print_cells(
     summary: Summary,
     title: str,
+    subset: str,
     methods: Sequence[str],
     cells: Mapping[tuple[str, str], Interval | None],
     console: Console,
-    subset: str | None,
+    *,
+    signed: bool = False,
 ) -> None:
-    """Print one table, in parts as wide as the terminal; without a subset it is one of differences."""
+    """Print one table, in parts as wide as the terminal; of differences, if it is signed."""
     at_once = max(1, (console.width - _FIRST_COLUMN) // _COLUMN)
     for start in range(0, len(methods), at_once):
         part = methods[start : start + at_once]
-        table = _table(title, "", part)
+        table = _table(title, "", [summary.heading(subset, method) for method in part])
         for measure in summary.measures:
-            best = None if subset is None else summary.best(subset, measure)
+            best = None if signed else summary.best(subset, measure)
             row = []
             for method in part:
                 interval = cells[method, measure.name]
                 text = Text("–")
                 if interval is not None:
-                    signed = subset is None
                     text = Text(measure.text(interval.mean, signed=signed), "bold" if interval.mean == best else "")
                     text.append(f"\n{measure.range_text(interval, signed=signed)}", "not bold dim")
                 row.append(text)

@@ -80,21 +80,22 @@ def _quality(summary: Summary, subset: str) -> list[str]:
     """Return the tables of one subset: the measures, and the differences from the reference."""
     if not summary.pairs[subset] or not summary.measures:
         return []
-    parts = [f"<h2>Quality: {escape(subset)}, {summary.pairs[subset]} pairs</h2>"]
+    parts = [f"<h2>Quality: {escape(subset)}, {summary.counted(subset)}</h2>"]
     cells = {(key[1], key[2]): cell for key, cell in summary.cells.items() if key[0] == subset}
     means = {key: cell.interval for key, cell in cells.items()}
     best = [summary.best(subset, measure) for measure in summary.measures]
-    parts.append(_table(summary, summary.methods, means, best))
+    parts.append(_table(summary, subset, summary.methods, means, best))
     if summary.reference is not None:
         others = [method for method in summary.methods if method != summary.reference]
         differences = {key: cell.difference for key, cell in cells.items()}
         parts.append(f"<h3>Difference from {escape(summary.reference)}, on the pairs that both have</h3>")
-        parts.append(_table(summary, others, differences, ()))
+        parts.append(_table(summary, subset, others, differences, ()))
     return parts
 
 
 def _table(
     summary: Summary,
+    subset: str,
     methods: Iterable[str],
     cells: Mapping[tuple[str, str], Interval | None],
     best: Sequence[float | None],
@@ -102,7 +103,7 @@ def _table(
     """Return a table of methods by measures; without best means it is one of differences."""
     rows = []
     for method in methods:
-        row = [escape(method)]
+        row = [escape(summary.heading(subset, method))]
         for number, measure in enumerate(summary.measures):
             interval = cells[method, measure.name]
             if interval is None:

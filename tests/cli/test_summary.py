@@ -23,7 +23,7 @@ def test_a_row_for_each_measure_and_a_column_for_each_method(tmp_path: Path, wid
     assert ("EBPG ↑ % 40.0 50.0 45.0" in lines) == (width == 80)
     assert ("EBPG ↑ % 50.0" in lines) == (width == 40)
     words = " ".join(lines)  # titles are broken into lines in a narrow terminal
-    for title in ("all: 4 pairs", "large boxes: 1 pairs", "small boxes: difference from sise"):
+    for title in ("all: 4 pairs", "large boxes: 1 pair", "small boxes: difference from sise"):
         assert title in words
     if width == 80:
         assert "EBPG ↑ % +0.0 +5.0" in lines
@@ -36,4 +36,4 @@ def test_the_best_mean_is_bold(tmp_path: Path) -> None:
     with write_results(tmp_path / "results.sqlite") as store:
         print_summary(summarise(store), console)
     bold = re.findall(r"\x1b\[1m *([\d.]+) *\x1b", console.file.getvalue())
-    assert bold == ["50.0", "0.125", "55.0", "0.125", "20.0", "0.000"]
+    assert bold == ["50.0", "0.250", "55.0", "0.375", "0.375", "20.0", "0.000"]
