@@ -92,7 +92,7 @@ def main() -> None:
 
 def write(report: Report, output: Path) -> None:
     """Write the figures, and the tables into their place in the page."""
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(report, ensure_ascii=False) + "\n"
     output.with_suffix(".json").write_text(text, encoding="utf-8")
     before, rest = output.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
@@ -170,9 +170,13 @@ def figures_of(summary: Summary) -> Report:
 
 def _numbers(cell: Cell) -> Report:
     return {
-        what: None if interval is None else [interval.mean, interval.low, interval.high]
+        what: None if interval is None else [_rounded(end) for end in (interval.mean, interval.low, interval.high)]
         for what, interval in (("mean", cell.interval), ("difference", cell.difference))
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def tables_of(name: str, entry: Report) -> list[str]:

@@ -165,7 +165,7 @@ def summarise(store: Store, reference: str | None = None) -> Summary:
     outcomes = store.outcomes()
     done = [outcome for outcome in outcomes if outcome.error is None]
     cells = {}
-    by_method = {}
+    by_method: dict[tuple[str, str], int] = {}
     for subset in SUBSETS:
         taken = [outcome for outcome in done if _belongs(pairs[outcome.photo, outcome.target], subset)]
         counts = Counter(outcome.method for outcome in taken)
