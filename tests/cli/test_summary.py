@@ -19,7 +19,7 @@ def test_a_row_for_each_measure_and_a_column_for_each_method(tmp_path: Path, wid
     text = console.file.getvalue()
     assert all(len(line) <= width for line in text.splitlines())
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert ("sise ada-sise rise:masks=9" in lines) == (width == 80)
+    assert ("sise ada-sise rise:masks=9 (1 of 4 pairs)" in lines) == (width == 80)
     assert ("EBPG ↑ % 40.0 50.0 45.0" in lines) == (width == 80)
     assert ("EBPG ↑ % 50.0" in lines) == (width == 40)
     words = " ".join(lines)  # titles are broken into lines in a narrow terminal
