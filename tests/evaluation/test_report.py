@@ -121,9 +121,10 @@ def test_the_tables_of_the_page(folder: Path) -> None:
     assert "<th>method</th><th>EBPG ↑ %</th><th>Drop ↓</th>" in rows
     best = '<span class="best">{}</span>'
     assert f"<td>ada-sise</td><td>{best.format('50.0')}</td><td>0.375</td>" in rows
-    assert f"<td>rise:masks=9</td><td>45.0</td><td>{best.format('0.125')}</td>" in rows
+    assert f"<td>sise</td><td>40.0</td><td>{best.format('0.250')}</td>" in rows
+    assert "<td>rise:masks=9 (1 of 4 pairs)</td><td>45.0</td><td>0.125</td>" in rows
     assert "<td>ada-sise</td><td>+0.0</td><td>+0.125</td>" in rows
-    assert "<td>rise:masks=9</td><td>–</td><td>–</td>" in rows  # large boxes
+    assert "<td>rise:masks=9 (0 of 1 pair)</td><td>–</td><td>–</td>" in rows  # large boxes
     assert "<td>sise</td><td>4</td><td>3</td><td>0</td><td>25</td><td>1.5</td><td>1.0</td>" in rows
 
 
