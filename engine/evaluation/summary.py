@@ -96,7 +96,7 @@ class Summary:
         pairs: How many pairs each subset has.
         photos: How many photos have pairs.
         looked_at: How many photos were looked at.
-        by_method: How many pairs each method has explained, by subset and method.
+        explained: How many pairs each method has explained, by subset and method.
         cells: By subset, method and measure.
         costs: By method.
         failures: What could not be read or explained, and why.
@@ -110,28 +110,24 @@ class Summary:
     pairs: Mapping[str, int]
     photos: int
     looked_at: int
-    by_method: Mapping[tuple[str, str], int]
+    explained: Mapping[tuple[str, str], int]
     cells: Mapping[tuple[str, str, str], Cell]
     costs: Mapping[str, Cost]
     failures: tuple[str, ...]
 
     def best(self, subset: str, measure: Measure) -> float | None:
         """Return the best mean of a measure among the methods that explained the most pairs; None if fewer than two."""
-        most = max(self.explained(subset, method) for method in self.methods)
-        methods = [method for method in self.methods if self.explained(subset, method) == most]
+        most = max(self.explained[subset, method] for method in self.methods)
+        methods = [method for method in self.methods if self.explained[subset, method] == most]
         intervals = [self.cells[subset, method, measure.name].interval for method in methods]
         means = [interval.mean for interval in intervals if interval is not None]
         if len(means) < 2:
             return None
         return max(means) if measure.higher_is_better else min(means)
 
-    def explained(self, subset: str, method: str) -> int:
-        """Return how many pairs of a subset a method has explained."""
-        return self.by_method[subset, method]
-
     def heading(self, subset: str, method: str) -> str:
         """Return what tables call a method: how many pairs it has is in it, where these are not all of the subset."""
-        count = self.explained(subset, method)
+        count = self.explained[subset, method]
         return method if count == self.pairs[subset] else f"{method} ({count} of {self.counted(subset)})"
 
     def counted(self, subset: str) -> str:
@@ -165,11 +161,11 @@ def summarise(store: Store, reference: str | None = None) -> Summary:
     outcomes = store.outcomes()
     done = [outcome for outcome in outcomes if outcome.error is None]
     cells = {}
-    by_method: dict[tuple[str, str], int] = {}
+    explained: dict[tuple[str, str], int] = {}
     for subset in SUBSETS:
         taken = [outcome for outcome in done if _belongs(pairs[outcome.photo, outcome.target], subset)]
         counts = Counter(outcome.method for outcome in taken)
-        by_method |= {(subset, method): counts[method] for method in methods}
+        explained |= {(subset, method): counts[method] for method in methods}
         for measure in measures:
             values: dict[str, dict[tuple[str, int], float]] = {name: {} for name in methods}
             for outcome in taken:
@@ -195,7 +191,7 @@ def summarise(store: Store, reference: str | None = None) -> Summary:
         pairs={subset: sum(_belongs(pair, subset) for pair in pairs.values()) for subset in SUBSETS},
         photos=len({photo for photo, _ in pairs}),
         looked_at=len(photos) - len(unread),
-        by_method=by_method,
+        explained=explained,
         cells=cells,
         costs={method: _cost([outcome for outcome in outcomes if outcome.method == method]) for method in methods},
         failures=(*unread, *failed),

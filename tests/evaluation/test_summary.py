@@ -71,7 +71,7 @@ def test_the_best_mean(store: Store) -> None:
 
 def test_headings_say_over_how_many_pairs(store: Store) -> None:
     summary = summarise(store)
-    assert summary.explained("all", "rise:masks=9") == 1
+    assert summary.explained["all", "rise:masks=9"] == 1
     assert summary.heading("all", "sise") == "sise"
     assert summary.heading("all", "rise:masks=9") == "rise:masks=9 (1 of 4 pairs)"
     assert summary.heading("large boxes", "rise:masks=9") == "rise:masks=9 (0 of 1 pair)"
