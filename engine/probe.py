@@ -111,9 +111,14 @@ class Probe:
         top = int(self.logits.argmax())
         return [top if target == TOP_CLASS else int(target) for target in self._targets]
 
-    def class_scores(self) -> NDArray[np.float64]:
-        """Return the scores of the unchanged image for the K classes, float64 [K]."""
-        scores: NDArray[np.float64] = activate(self.logits, self.options.activation)[0, self.classes]
+    def class_scores(self, logits: Floats | None = None) -> NDArray[np.float64]:
+        """Return scores for the K classes, float64 [K].
+
+        Args:
+            logits: Of one image, float32 [1, classes]; None for those of the unchanged image.
+        """
+        logits = self.logits if logits is None else logits
+        scores: NDArray[np.float64] = activate(logits, self.options.activation)[0, self.classes]
         return scores
 
     def baseline(self, baseline: Baseline) -> Floats | None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engine.feature_masks import FeatureMasks
 from engine.image import Baseline
-from engine.kernels import activate, is_flat, scale_to_unit, upsample
+from engine.kernels import is_flat, scale_to_unit, upsample
 from engine.methods.base import Attribution
 from engine.options import expect_whole
 from engine.probe import Probe
@@ -58,14 +58,14 @@ class GroupCam:
         tapped = probe.tap()
         with probe.clock("select"):
             grouped = [self._group(tapped.maps[layer], alpha) for alpha in tapped.averages[layer]]
-            order = [
-                [group for group in np.argsort(-maps.sum(axis=(1, 2)), kind="stable") if not is_flat(maps[group, None])]
-                for maps in grouped
-            ]
-        planned = [[(k, int(group)) for group in own[: probe.within_budget(len(own))]] for k, own in enumerate(order)]
+            strongest = [np.argsort(-maps.sum(axis=(1, 2)), kind="stable") for maps in grouped]
+            order = [own[~is_flat(maps)[own]].tolist() for own, maps in zip(strongest, grouped, strict=True)]
+        planned = [[(k, group) for group in own[: probe.within_budget(len(own))]] for k, own in enumerate(order)]
         in_turn = [mask for masks in zip_longest(*planned) for mask in masks if mask is not None]
         rows = FeatureMasks(probe.image[0], baseline, grouped, in_turn)
-        without = self._score_of(probe, baseline)  # before the masks, which a deadline ends
+        nothing = np.zeros_like(probe.image) if baseline is None else baseline[None]
+        (logits,) = probe.run("forward", [nothing])  # before the masks, which a deadline ends
+        without = probe.class_scores(finite(logits))
         masks = rows.by_layer(probe.score(rows))
         found = []
         for k, own in enumerate(masks):
@@ -82,11 +82,3 @@ class GroupCam:
         sums = np.stack([np.maximum(part.sum(axis=0), 0.0) for part in parts])
         bounds = np.percentile(sums, _PERCENTILE, axis=(1, 2), keepdims=True)
         return np.where(sums > bounds, sums, 0.0).astype(np.float32)
-
-    @staticmethod
-    def _score_of(probe: Probe, baseline: Floats | None) -> NDArray[np.float64]:
-        """Return the scores of the baseline image for the K classes, float64 [K]."""
-        image = np.zeros_like(probe.image) if baseline is None else baseline[None]
-        (logits,) = probe.run("forward", [image])
-        scores: NDArray[np.float64] = activate(finite(logits), probe.options.activation)[0, probe.classes]
-        return scores
