@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import load_bundle
+from engine.cli.choices import Activation, Providers, Threads
 from engine.cli.console import RESULT, STATUS, print_error, print_status, run
 from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
@@ -88,9 +89,7 @@ def explain(
         typer.Option(help="Of rule positive and sise: the least share of the largest gradient.", metavar="SHARE"),
     ] = None,
     fusion: Annotated[str | None, typer.Option(help="Of ada-sise and sise: hard (their default) or soft.")] = None,
-    activation: Annotated[
-        str | None, typer.Option(help="softmax, sigmoid or none, instead of the bundle's own.")
-    ] = None,
+    activation: Activation = None,
     baseline: Annotated[
         str | None,
         typer.Option(help="What masked-out pixels become: zero, blur, or a colour R,G,B.", metavar="BASELINE"),
@@ -100,13 +99,8 @@ def explain(
     deadline_ms: Annotated[
         float | None, typer.Option(help="Score the masks that fit into this time, per photo.", metavar="MS")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; one per CPU that the process may use if left out.", metavar="N")
-    ] = None,
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(help="ONNX Runtime provider, repeat for several in order of preference.", metavar="NAME"),
-    ] = None,
+    threads: Threads = None,
+    provider: Providers = None,
     maps: Annotated[bool, typer.Option("--maps", help="Draw a panel of every layer's map too: OUT.maps.png.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each report as one line of JSON, and no table.")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from engine.cli.choices import Activation, Providers, Threads
 from engine.cli.console import RESULT, STATUS, print_status
 from engine.cli.summary import print_summary
 from engine.errors import EngineError, OptionError, printable
@@ -62,21 +63,14 @@ def evaluate_methods(
         str | None, typer.Option(help="List in ImageSets/Main, or COCO's instances_SPLIT.json.", metavar="SPLIT")
     ] = None,
     threshold: Annotated[float, typer.Option(help="Explain classes of at least this score.", metavar="SCORE")] = 0.5,
-    activation: Annotated[
-        str | None, typer.Option(help="softmax, sigmoid or none, instead of the bundle's own.")
-    ] = None,
+    activation: Activation = None,
     limit: Annotated[int | None, typer.Option(help="Take the first N photos only.", metavar="N")] = None,
     sample: Annotated[int | None, typer.Option(help="Take N photos, drawn at random.", metavar="N")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample and of the gallery.", metavar="N")] = 0,
     gallery: Annotated[int, typer.Option(help="Show the heatmaps of N pairs in the report.", metavar="N")] = 0,
     batch: Annotated[int, typer.Option(help="Changed images that are scored at a time.", metavar="N")] = 8,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; one per CPU that the process may use if left out.", metavar="N")
-    ] = None,
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(help="ONNX Runtime provider, repeat for several in order of preference.", metavar="NAME"),
-    ] = None,
+    threads: Threads = None,
+    provider: Providers = None,
 ) -> None:
     """Compare explanation methods on photos with boxes or labels, and write a report.
 
