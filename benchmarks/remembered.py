@@ -41,10 +41,10 @@ class _RememberingProbe(Probe):
     folder: Path
 
     def score(
-        self, rows: Rows, count: int | None = None, *, graph: str = "forward", activation: str | None = None
+        self, rows: Rows, count: int | None = None, *, graph: str | None = None, activation: str | None = None
     ) -> NDArray[np.float64]:
         """Score rows; see `engine.probe.Probe.score`."""
-        if not isinstance(rows, FeatureMasks) or rows._baseline is not None or graph != "forward":
+        if not isinstance(rows, FeatureMasks) or rows._baseline is not None or graph is not None:
             return super().score(rows, count, graph=graph, activation=activation)
         names = self._names(rows)
         known = self._read()

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import load_bundle
-from engine.cli.choices import Activation, Providers, Threads
+from engine.cli.choices import Activation, Device, Precision, Providers, Threads
 from engine.cli.console import RESULT, STATUS, print_error, print_status, run
 from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
@@ -99,6 +99,8 @@ def explain(
     deadline_ms: Annotated[
         float | None, typer.Option(help="Score the masks that fit into this time, per photo.", metavar="MS")
     ] = None,
+    device: Device = "cpu",
+    precision: Precision = "float32",
     threads: Threads = None,
     provider: Providers = None,
     maps: Annotated[bool, typer.Option("--maps", help="Draw a panel of every layer's map too: OUT.maps.png.")] = False,
@@ -130,7 +132,7 @@ def explain(
     if bundle.resolve() in (output.resolve(), *output.resolve().parents):
         raise OptionError(f"{output}: lies in the bundle, which holds its own files only; choose another place")
     with STATUS.status("load …"):
-        explainer = load(bundle, threads=threads, providers=provider)
+        explainer = load(bundle, device=device, precision=precision, threads=threads, providers=provider)
     if explainer.bundle.preprocess is None:
         raise OptionError(
             f"{bundle}: holds no preprocessing, so it explains prepared arrays, from Python; export it with "

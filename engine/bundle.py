@@ -93,6 +93,13 @@ class Bundle:
         return self.path / "forward.onnx"
 
     @property
+    def int8(self) -> Path | None:
+        """The forward graph in int8, for scoring only; None if the bundle was exported without it."""
+        manifest: Any = self.manifest
+        name = manifest["graphs"].get("int8")
+        return None if name is None else self.path / str(name)
+
+    @property
     def tapped(self) -> Path:
         """The graph that runs once per image: image, classes → logits, classes, feature maps, average gradients."""
         return self.path / "tapped.onnx"

@@ -28,23 +28,31 @@ _LOG = logging.getLogger(__name__)
 
 
 def load(
-    path: str | Path, *, device: str = "cpu", threads: int | None = None, providers: Sequence[str] | None = None
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    precision: str = "float32",
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
 ) -> "Explainer":
     """Load a bundle, ready to explain.
 
     Args:
         path: The bundle `NAME.ada`.
         device: `cpu`.
+        precision: In what masks are scored: `float32`, or `int8` if the bundle was exported with it. Gradients, the
+            selection of masks, the reported class score and all measures are float32 in any case.
         threads: Threads that work on one explanation; None for one per CPU that this process may use.
         providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
 
     Raises:
-        BundleError: The bundle is missing, damaged, foreign or of another schema.
+        BundleError: The bundle is missing, damaged, foreign or of another schema, or has no graph of the precision.
         BackendError: The runtime refused a graph.
-        OptionError: The device or a provider is unknown, or the number of threads is not positive.
+        OptionError: The device, the precision or a provider is unknown, or the number of threads is not positive.
     """
     began = time.perf_counter()
-    explainer = Explainer(load_bundle(Path(path)), create_backend(device, threads=threads, providers=providers))
+    backend = create_backend(device, threads=threads, providers=providers)
+    explainer = Explainer(load_bundle(Path(path)), backend, precision)
     _LOG.info("loaded %s in %.0f ms", path, (time.perf_counter() - began) * 1e3)
     return explainer
 
@@ -59,16 +67,19 @@ class Explainer:
     Args:
         bundle: The compiled model.
         backend: The runtime that executes its graphs.
+        precision: In what masks are scored, as for `load`.
 
     Raises:
-        BundleError: A graph has other inputs or outputs than the manifest says.
+        OptionError: The backend has no such precision.
+        BundleError: A graph has other inputs or outputs than the manifest says, or there is none of the precision.
         BackendError: The runtime refused a graph.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, precision: str = "float32") -> None:
         self.bundle = bundle
+        self.precision = precision
         self._backend = backend
-        self._network: Network | None = Network(bundle, backend)
+        self._network: Network | None = Network(bundle, backend, precision)
         # What each method takes for one class after its last run of the network, once it has been measured.
         self._finish_s: dict[str, float] = {}
 
@@ -96,7 +107,7 @@ class Explainer:
             BackendError: The runtime refused a graph.
         """
         manifest = {**self.bundle.manifest, "files": list_files(folder)}
-        return Explainer(replace(self.bundle, path=folder, manifest=manifest), self._backend)
+        return Explainer(replace(self.bundle, path=folder, manifest=manifest), self._backend, self.precision)
 
     def classify(self, image: Photo, activation: str | None = None) -> NDArray[np.float64]:
         """Return the class scores of an image, float64 [classes].
@@ -262,6 +273,7 @@ def _explanation(
         max_masks=None if options.max_masks is None else int(options.max_masks),
         deadline_ms=None if options.deadline_ms is None else float(options.deadline_ms),
         layers=found.layers,
+        precision=probe.precision,
         unit=method.unit,
         scored=found.scored,
         scorable=found.scorable,

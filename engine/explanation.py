@@ -83,6 +83,7 @@ class Explanation:
         layers: One report per feature layer, shallow to deep; empty for methods that do not work on all of them.
         max_masks: The most masks that the caller allowed; None for all.
         deadline_ms: When the result should have been there, in milliseconds after the call; None for no deadline.
+        precision: In what masks were scored: `float32`, `int8` …; everything else is float32.
         unit: What `scored` and `scorable` count: `masks`, `samples`, ….
         scored: Number of masks of this class that were scored, or of changed images that were differentiated.
         scorable: Number of masks that there were to score: of Ada-SISE those that the rule selected and that are not
@@ -108,6 +109,7 @@ class Explanation:
     layers: tuple[LayerReport, ...]
     max_masks: int | None
     deadline_ms: float | None
+    precision: str
     unit: str
     scored: int
     scorable: int
@@ -129,7 +131,8 @@ class Explanation:
     def how(self) -> str:
         """The method, its options and the masks, in one line."""
         options = [f"{name} {_words(value)}" for name, value in self.options.items() if _chosen(name, value)]
-        return " · ".join([self.method, *options, *self._counted()])
+        precision = () if self.precision == "float32" else (self.precision,)
+        return " · ".join([self.method, *options, *self._counted(), *precision])
 
     def __str__(self) -> str:
         facts = [f"score {self.class_score:.3f}", *self._counted(), f"{self.timings_ms['total']:.0f} ms"]

@@ -8,12 +8,14 @@ from engine.bundle import Bundle, expect_unchanged
 from engine.contract import (
     expect_companion,
     expect_contract,
+    expect_forward,
     expect_full_gradient,
     expect_gradient,
     expect_head,
 )
-from engine.errors import BundleError
+from engine.errors import BundleError, OptionError
 
+FORWARD = "forward"
 _CHECKS = {"head": expect_head, "gradient": expect_gradient, "full_gradient": expect_full_gradient}
 
 
@@ -25,26 +27,38 @@ class Network:
     Args:
         bundle: The compiled model.
         backend: The runtime that executes its graphs.
+        precision: In what masks are scored; everything else is float32.
 
     Raises:
-        BundleError: A graph has other inputs or outputs than the manifest says.
+        OptionError: The backend has no such precision.
+        BundleError: A graph has other inputs or outputs than the manifest says, or there is none of the precision.
         BackendError: The runtime refused a graph.
+
+    Attributes:
+        precision: In what masks are scored.
+        scorer: The graph that scores them: `forward`, or `forward.int8` … for another precision than float32.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, precision: str = "float32") -> None:
+        if precision not in backend.precisions:
+            raise OptionError(
+                f"precision is {precision!r}; expected one of {', '.join(backend.precisions)} on this device"
+            )
+        self.precision = precision
+        self.scorer = FORWARD if precision == "float32" else f"{FORWARD}.{precision}"
         self._bundle = bundle
         self._backend = backend
         self._lock = Lock()
-        tapped, forward = backend.open(bundle.tapped), backend.open(bundle.forward, many_runs=True)
-        expect_contract(bundle, tapped, forward)
-        self._sessions: dict[str, Session] = {"tapped": tapped, "forward": forward}
+        tapped, scorer = backend.open(bundle.tapped), self._open_forward(precision)
+        expect_contract(bundle, tapped, scorer)
+        self._sessions: dict[str, Session] = {"tapped": tapped, self.scorer: scorer}
 
     def session(self, graph: str) -> Session:
         """Return one of the bundle's graphs.
 
         Args:
-            graph: `tapped`, `forward`, `head`, `gradient`, `full_gradient`; or a gradient companion, `head.grad` or
-                `block1.grad` ….
+            graph: `tapped`, `forward`, `scorer`'s value, `head`, `gradient`, `full_gradient`; or a gradient companion,
+                `head.grad` or `block1.grad` ….
 
         Raises:
             BundleError: The bundle has no such graph, or another than its manifest says, or it was changed after it had
@@ -63,6 +77,11 @@ class Network:
 
     def _open(self, graph: str) -> Session:
         bundle = self._bundle
+        if graph == FORWARD:
+            expect_unchanged(bundle, bundle.forward)
+            forward = self._open_forward("float32")
+            expect_forward(bundle, forward)
+            return forward
         block = graph.removesuffix(".grad")
         file = self._file(graph)
         if file is None:
@@ -77,6 +96,15 @@ class Network:
         else:
             _CHECKS[graph](bundle, session)
         return session
+
+    def _open_forward(self, precision: str) -> Session:
+        file = self._bundle.int8 if precision == "int8" else self._bundle.forward
+        if file is None:
+            raise BundleError(
+                f"{self._bundle.path}: has no {FORWARD}.int8.onnx, which precision 'int8' needs; export the model "
+                "again with --int8 --calibrate PHOTOS"
+            )
+        return self._backend.open(file, many_runs=True, precision=precision)
 
     def _file(self, graph: str) -> Path | None:
         """Return the file of a graph, or None if the bundle has none."""

@@ -13,7 +13,7 @@ from engine.bundle import Bundle
 from engine.errors import BundleError, OptionError
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import activate
-from engine.network import Network
+from engine.network import FORWARD, Network
 from engine.options import TOP_CLASS, Options
 from engine.pace import Pace, expect_wanted
 from engine.scoring import Rows, finite, run_rows, score_rows
@@ -87,6 +87,11 @@ class Probe:
         self.scored_at = time.perf_counter()
 
     @property
+    def precision(self) -> str:
+        """In what masks are scored."""
+        return self._network.precision
+
+    @property
     def size(self) -> tuple[int, int]:
         """H and W of the network's input."""
         return self.bundle.image_shape[1:]
@@ -101,7 +106,7 @@ class Probe:
         """
         if self._logits is None:
             with self.clock("classify"):
-                self._logits = finite(self.run("forward", [self.image])[0])
+                self._logits = finite(self.run(FORWARD, [self.image])[0])
             self._image_s = _GRADIENT_COST * self.clock.timings_ms["classify"] / 1e3
         return self._logits
 
@@ -174,14 +179,15 @@ class Probe:
         return outputs
 
     def score(
-        self, rows: Rows, count: int | None = None, *, graph: str = "forward", activation: str | None = None
+        self, rows: Rows, count: int | None = None, *, graph: str | None = None, activation: str | None = None
     ) -> NDArray[np.float64]:
         """Score changed images, or feature maps of the last layer, for the K classes.
 
         Args:
             rows: What to score, the most important first: a deadline may leave the last out.
             count: Score the first so many; None for all.
-            graph: `forward`, or `head` for feature maps.
+            graph: `forward` for float32 whatever the caller's precision, or `head` for feature maps; None for the graph
+                of that precision.
             activation: What turns logits into class scores, instead of what the caller chose.
 
         Returns:
@@ -192,6 +198,7 @@ class Probe:
             CancelledError: The caller wants no result any more.
             BackendError: The runtime failed, or the system has no more threads.
         """
+        graph = self._network.scorer if graph is None else graph
         classes, session, options = self.classes, self._session(graph), self.options
         pace, activation = self.pace(graph), activation or options.activation
         with self.clock("score"):

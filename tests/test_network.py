@@ -12,7 +12,7 @@ import pytest
 import engine
 from engine.backends import OnnxRuntimeCpu, Session
 from engine.bundle import load_bundle
-from engine.errors import BundleError
+from engine.errors import BundleError, OptionError
 from engine.network import Network
 from tests.tiny_cnn import photo_pixels
 
@@ -112,3 +112,14 @@ def test_the_head_follows_the_last_layer(tiny_bundle: Path) -> None:
     logits, _, *rest = network.session("tapped").run([x, np.array([0])])
     (again,) = network.session("head").run([rest[2]])
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_precision_of_which_there_is_nothing(tiny_bundle: Path) -> None:
+    with pytest.raises(OptionError, match=r"^precision is 'half'; expected one of float32, int8 on this device$"):
+        engine.load(tiny_bundle, precision="half")
+    text = (
+        f"{tiny_bundle}: has no forward.int8.onnx, which precision 'int8' needs; export the model again with --int8 "
+        "--calibrate PHOTOS"
+    )
+    with pytest.raises(BundleError, match=f"^{re.escape(text)}$"):
+        engine.load(tiny_bundle, precision="int8")

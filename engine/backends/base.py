@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,17 +65,24 @@ class Backend(Protocol):
     Args:
         threads: Threads that work on one explanation; None for one per CPU that this process may use.
         providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
+
+    Attributes:
+        precisions: In what it can score masks; `float32` comes first.
     """
+
+    precisions: ClassVar[tuple[str, ...]]
 
     def __init__(self, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None: ...
 
-    def open(self, graph: Path | bytes, *, many_runs: bool = False) -> Session:
+    def open(self, graph: Path | bytes, *, many_runs: bool = False, precision: str = "float32") -> Session:
         """Load a graph from a file, beside which its external data lies, or from the bytes of a model.
 
         Args:
             graph: The file, or the bytes.
             many_runs: Whether the graph will be run so often that several runs can be under way at a time; else one
                 run has the whole machine.
+            precision: One of `precisions`: in what to compute a graph of float32 operators. A graph with int8 operators
+                has its precision in itself.
 
         Raises:
             BackendError: The runtime refused the graph.

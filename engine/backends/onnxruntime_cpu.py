@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,8 @@ class OnnxRuntimeCpu:
         OptionError: The number of threads is not positive, or a provider is not in this build of ONNX Runtime.
     """
 
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "int8")
+
     def __init__(
         self, *, threads: int | None = None, providers: Sequence[str] | None = None, optimize: bool = True
     ) -> None:
@@ -95,7 +98,13 @@ class OnnxRuntimeCpu:
         self._providers = list(asked)
         self._optimize = optimize
 
-    def open(self, graph: Path | bytes, *, many_runs: bool = False) -> "OnnxRuntimeSession":
+    def open(
+        self,
+        graph: Path | bytes,
+        *,
+        many_runs: bool = False,
+        precision: str = "float32",  # noqa: ARG002  # these kernels compute as the graph says
+    ) -> "OnnxRuntimeSession":
         """Load a graph from a file or from the bytes of a model.
 
         Several runs at a time with one thread each do more than one run with all threads: they do not wait for one
@@ -104,6 +113,7 @@ class OnnxRuntimeCpu:
         Args:
             graph: The file, or the bytes.
             many_runs: Whether each run has one thread, and as many runs as there are threads may be under way.
+            precision: That of the graph: its operators have it in themselves.
 
         Raises:
             BackendError: ONNX Runtime refused the graph, or a provider that was asked for does not work here.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engine.metrics.base import Explained
 from engine.metrics.changes import Change, ChangedImages, Keep, Weigh
+from engine.network import FORWARD
 from engine.options import expect_number, expect_whole
 
 Scores = NDArray[np.float64]
@@ -89,7 +90,7 @@ def score_together(explained: Explained, metrics: Iterable[Perturbation]) -> dic
     asked = {metric: metric.changes(explained.heatmap.size) for metric in metrics}
     distinct = dict.fromkeys(change for changes in asked.values() for change in changes)
     rows = ChangedImages(explained.image[0], explained.heatmap, list(distinct))
-    scores = dict(zip(distinct, explained.probe.score(rows)[:, 0], strict=True))
+    scores = dict(zip(distinct, explained.probe.score(rows, graph=FORWARD)[:, 0], strict=True))
     return {
         metric.name: metric.value(explained, np.array([scores[change] for change in changes]))
         for metric, changes in asked.items()
