@@ -50,7 +50,7 @@ class Network:
         self._backend = backend
         self._lock = Lock()
         tapped, scorer = backend.open(bundle.tapped), self._open_forward(precision)
-        expect_contract(bundle, tapped, scorer)
+        expect_contract(bundle, tapped, scorer, self.scorer)
         self._sessions: dict[str, Session] = {"tapped": tapped, self.scorer: scorer}
 
     def session(self, graph: str) -> Session:
@@ -103,6 +103,11 @@ class Network:
             raise BundleError(
                 f"{self._bundle.path}: has no {FORWARD}.int8.onnx, which precision 'int8' needs; export the model "
                 "again with --int8 --calibrate PHOTOS"
+            )
+        if precision == "int8" and self._bundle.int8_disagreement is not None:
+            raise BundleError(
+                f"{file}: is not usable: {self._bundle.int8_disagreement}; export the model again with more or other "
+                "photos to calibrate on, of the kind that the model sees, or take precision 'float32'"
             )
         return self._backend.open(file, many_runs=True, precision=precision)
 
