@@ -29,6 +29,7 @@ class MethodOptions(TypedDict, total=False):
     mu: float
     fusion: str
     baseline: Baseline
+    preset: str
     layer: str | None
     weights: str
     gaussian: bool

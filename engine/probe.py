@@ -1,5 +1,6 @@
 """One image before the network: what methods and measures ask it."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,11 @@ class Probe:
     def precision(self) -> str:
         """In what masks are scored."""
         return self._network.precision
+
+    @property
+    def scorer(self) -> str:
+        """The graph that scores masks."""
+        return self._network.scorer
 
     @property
     def size(self) -> tuple[int, int]:
@@ -198,7 +204,7 @@ class Probe:
             CancelledError: The caller wants no result any more.
             BackendError: The runtime failed, or the system has no more threads.
         """
-        graph = self._network.scorer if graph is None else graph
+        graph = self.scorer if graph is None else graph
         classes, session, options = self.classes, self._session(graph), self.options
         pace, activation = self.pace(graph), activation or options.activation
         with self.clock("score"):
@@ -261,6 +267,12 @@ class Probe:
         """Return how many of so many changed images the caller allows."""
         most = self.options.max_masks
         return count if most is None else min(count, most)
+
+    def affordable(self) -> int | None:
+        """Return how many masks are likely to be scored before the deadline; None when there is none."""
+        if self.options.deadline_ms is None:
+            return None
+        return self.pace(self.scorer).room(1, sys.maxsize) * self._session(self.scorer).runs_at_once
 
     def layer_number(self, name: str | None) -> int:
         """Return the number of a feature layer from 0, by its name; None is the last layer.
