@@ -10,16 +10,6 @@ _FLOAT, _INT = "float32", "int64"
 _TARGETS = Tensor(_INT, (None,))
 
 
-def expect_contract(bundle: Bundle, tapped: Session, forward: Session) -> None:
-    """Check that the graphs every method needs are those that the manifest describes.
-
-    Raises:
-        BundleError: A graph has another input or output than the manifest says.
-    """
-    expect_forward(bundle, forward)
-    expect_tapped(bundle, tapped)
-
-
 def expect_forward(bundle: Bundle, session: Session) -> None:
     """Check `forward.onnx`.
 
