@@ -1,4 +1,4 @@
-"""Command line of the runtime: `python -m engine explain NAME.ada PHOTO… -o OUT`, `evaluate`, and `inspect`."""
+"""Command line of the runtime: `python -m engine explain NAME.ada PHOTO… -o OUT` and the other commands."""
 
 import json
 import sys
@@ -14,17 +14,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import load_bundle
+from engine.cli.agreement import print_measured_agreement
 from engine.cli.choices import Activation, Batch, Device, Precision, Providers, Threads, Tune
 from engine.cli.console import RESULT, STATUS, loading, print_error, print_status, run
 from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
-from engine.cli.photos import find_photos
 from engine.cli.tables import print_contents, print_explanation, print_origin
 from engine.errors import ImageError, OptionError, printable
 from engine.explainer import Explainer, load
 from engine.explanation import Explanation, save_panel
 from engine.methods import METHODS
 from engine.options import Choices, Target, class_indices
+from engine.photos import find_photos
 from engine.spelling import parse_method
 
 _EXIT_CODES = (
@@ -36,6 +37,7 @@ _COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRem
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
 app.command("evaluate", epilog=_EXIT_CODES)(evaluate_methods)
+app.command("agreement", epilog=_EXIT_CODES)(print_measured_agreement)
 
 
 def print_version(asked: bool) -> None:

@@ -40,8 +40,13 @@ def open_scorer(bundle: Bundle, backend: Backend, precision: str) -> Session:
             f"{bundle.path}: has no {FORWARD}.int8.onnx, which precision 'int8' needs; export the model again with "
             "--int8 --calibrate PHOTOS"
         )
+    if precision == "int8" and bundle.int8_disagreement is not None:
+        raise BundleError(
+            f"{file}: is not usable: {bundle.int8_disagreement}; export the model again with more or other photos to "
+            "calibrate on, of the kind that the model sees, or take precision 'float32'"
+        )
     session = backend.open(file, many_runs=True, precision=precision)
-    expect_forward(bundle, session)
+    expect_forward(bundle, session, file.stem)
     return session
 
 

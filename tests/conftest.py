@@ -38,6 +38,27 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny.ada"
 
 
+@pytest.fixture(scope="session")
+def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tests.tiny_cnn` with an int8 scorer, calibrated on `photos` beside it; made once."""
+    from engine.export import export
+    from tests.calibrated import write_photos
+    from tests.tiny_cnn import write_tiny_cnn
+
+    folder = tmp_path_factory.mktemp("int8")
+    model, preprocess, labels = write_tiny_cnn(folder)
+    export(
+        model,
+        folder / "int8.ada",
+        preprocess=preprocess,
+        labels=labels,
+        activation="softmax",
+        int8=True,
+        calibrate=[write_photos(folder / "photos")],
+    )
+    return folder / "int8.ada"
+
+
 @pytest.fixture
 def random() -> np.random.Generator:
     return np.random.default_rng(20102)
