@@ -20,7 +20,7 @@ LARGEST_MANIFEST_BYTES = 8 * 2**20
 WEIGHTS = "weights.bin"
 OLD = ".old-"
 """Between the name of a bundle and a number: where the old one lies while two renames replace it."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _UNSEALED = "0" * 64
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 _LONGEST_QUOTE = 200
@@ -103,6 +103,11 @@ class Bundle:
     def tapped(self) -> Path:
         """The graph that runs once per image: image, classes → logits, classes, feature maps, average gradients."""
         return self.path / "tapped.onnx"
+
+    @property
+    def last_layer(self) -> Path:
+        """As `tapped`, with the last layer's feature maps and average gradients alone."""
+        return self.path / "last_layer.onnx"
 
     @property
     def gradient(self) -> Path | None:

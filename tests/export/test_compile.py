@@ -63,6 +63,7 @@ def test_bundle_holds_its_files_and_nothing_else(report: ExportReport) -> None:
             "manifest.json",
             "weights.bin",
             "forward.onnx",
+            "last_layer.onnx",
             "tapped.onnx",
             "gradient.onnx",
             "full_gradient.onnx",
@@ -81,7 +82,7 @@ def test_manifest(report: ExportReport, model: Path) -> None:
 
     listed, checks, versions, _ = (manifest.pop(key) for key in ("files", "verification", "versions", "sha256"))
     assert manifest == {
-        "schema_version": 2,
+        "schema_version": 3,
         "source": {"sha256": hashlib.sha256(model.read_bytes()).hexdigest(), "output": "scores"},
         "opset": 17,
         "ir_version": 10,
@@ -100,6 +101,7 @@ def test_manifest(report: ExportReport, model: Path) -> None:
         "graphs": {
             "forward": "forward.onnx",
             "tapped": "tapped.onnx",
+            "last_layer": "last_layer.onnx",
             "gradient": "gradient.onnx",
             "full_gradient": "full_gradient.onnx",
             "no_gradient": None,
