@@ -36,10 +36,9 @@ class AblationCam:
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, with one scoring."""
-        tapped = probe.tap()
-        maps = tapped.maps[-1]
+        maps, averages = probe.layer(-1)
         empty = np.logical_not(maps.any(axis=(1, 2)))
-        plans = [[_plan(alpha, empty, probe)] for alpha in tapped.averages[-1]]
+        plans = [[_plan(alpha, empty, probe)] for alpha in averages]
         channels = np.array([channel for _, channel in scoring_order(plans)], np.int64)
         logits = probe.score(_WithoutMap(maps, channels), graph="head", activation="none")
         lost = np.zeros((len(maps), logits.shape[1]))
@@ -78,7 +77,7 @@ class ReciproCam:
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, with one scoring."""
-        maps = probe.tap().maps[-1]
+        maps, _ = probe.layer(-1)
         places = np.argsort(-np.abs(maps).sum(axis=0, dtype=np.float64), axis=None, kind="stable")
         rows = _OnePlace(maps, places, gaussian=self.gaussian)
         scores = probe.score(rows, probe.within_budget(len(places)), graph="head")
