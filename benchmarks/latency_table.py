@@ -162,7 +162,8 @@ def _noise(rows: list[dict[str, Any]]) -> list[str]:
     lines += heading("model", "other masks", "scores", "heatmap, mean", "bare spread", "load")
     for row in rows:
         agreement = row["agreement"]
-        figures = f"{agreement['other_masks']} | {agreement['scores']:.1e} | {agreement['heatmap_mean']:.1e}"
+        heatmap = f"{agreement['heatmap_mean']:.1e}" if "heatmap_mean" in agreement else "budget"
+        figures = f"{agreement['other_masks']} | {agreement['scores']:.1e} | {heatmap}"
         lines.append(f"| {row['name']} | {figures} | {row['bare_spread']:.1%} | {row['load_average']:.2f} |")
     return lines
 

@@ -123,7 +123,8 @@ def _warnings(found: Attribution, unit: str) -> list[str]:
     """Say what the reader of any heatmap should know."""
     warnings = []
     if found.scored < found.scorable:
-        warnings.append(f"{found.scored} of {found.scorable} {unit} were used; the heatmap is an approximation")
+        done = "scored, the scores of the others estimated" if found.layers else "used"
+        warnings.append(f"{found.scored} of {found.scorable} {unit} were {done}; the heatmap is an approximation")
     if found.heatmap is None:
         why = "the method's map is constant, or nowhere positive"
         if found.layers:

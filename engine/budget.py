@@ -1,94 +1,66 @@
 """Which masks are scored, and in which order, when there may not be time for all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels import Selection
+from engine.kernels import Kriging, Selection, thumbnails
+
+_DESIGNED = 128  # beyond, an order that was thought about is no better than the strongest first
+
+Floats = NDArray[np.float32]
+Item = TypeVar("Item", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """The masks of one layer for one class.
+    """The masks of one class.
 
     Attributes:
-        selection: The feature maps that the rule chose.
-        scorable: int64 [n], those that are not flat, the strongest average gradient first.
-        planned: int64 [m], the first of these that are within the budget.
+        selections: The feature maps that the rule chose in each layer, shallow to deep.
+        masks: int64 [n, 2], layer and channel of each mask: of the chosen maps those that are not flat. In each layer
+            the strongest average gradient comes first, and every beginning is shared out among the layers in
+            proportion to their masks.
     """
 
-    selection: Selection
-    scorable: NDArray[np.int64]
-    planned: NDArray[np.int64]
+    selections: tuple[Selection, ...]
+    masks: NDArray[np.int64]
+
+    def pairs(self, numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Return layer and channel of masks, by their numbers."""
+        return [(int(layer), int(channel)) for layer, channel in self.masks[numbers]]
+
+    def of_layer(self, layer: int) -> NDArray[np.int64]:
+        """Return the numbers of a layer's masks, int64 [n_l]."""
+        return np.flatnonzero(self.masks[:, 0] == layer)
+
+    def kriging(self, maps: Sequence[Floats], size: tuple[int, int]) -> Kriging:
+        """Return what estimates the masks' scores.
+
+        Args:
+            maps: F_l of each layer, float32 [C_l, h_l, w_l].
+            size: H and W of the image.
+        """
+        of_layers = [self.of_layer(layer) for layer in range(len(maps))]
+        points = [thumbnails(own[self.masks[mine, 1]], size) for own, mine in zip(maps, of_layers, strict=True)]
+        return Kriging(np.concatenate(points)[np.argsort(np.concatenate(of_layers))])
 
 
-def plan(selections: Sequence[Selection], flat: Sequence[NDArray[np.bool_]], max_masks: int | None) -> list[Plan]:
+def plan(selections: Sequence[Selection], flat: Sequence[NDArray[np.bool_]]) -> Plan:
     """Plan the masks of one class.
 
     Args:
         selections: The chosen feature maps of each layer, shallow to deep.
         flat: For each layer bool [C], which of its selected feature maps are constant.
-        max_masks: The most masks to score; None for all.
     """
-    scorable = [own.channels[~constant[own.channels]] for own, constant in zip(selections, flat, strict=True)]
-    given = quotas([len(channels) for channels in scorable], max_masks)
-    return [
-        Plan(selection=selection, scorable=channels, planned=channels[:quota])
-        for selection, channels, quota in zip(selections, scorable, given, strict=True)
-    ]
-
-
-def scoring_order(plans: Sequence[Sequence[Plan]]) -> list[tuple[int, int]]:
-    """Put the planned masks of all classes in one order, of which every beginning serves all layers and classes alike.
-
-    Args:
-        plans: For each class, the plan of each layer, shallow to deep.
-
-    Returns:
-        (layer, channel) of every planned mask, once, however many classes it serves.
-    """
-    by_class = [
-        [(layer, int(layers[layer].planned[number])) for layer, number in interleave([len(p.planned) for p in layers])]
-        for layers in plans
-    ]
-    in_turn = (mask for masks in zip_longest(*by_class) for mask in masks if mask is not None)
-    return list(dict.fromkeys(in_turn))
-
-
-def quotas(counts: Sequence[int], budget: int | None) -> list[int]:
-    """Share a budget of masks out among the layers, in proportion to the masks that each has.
-
-    By largest remainder; of equal remainders the deeper layer's comes first. Where the budget suffices, every layer
-    that has masks gets at least one, taken from the layer that is furthest above its share.
-
-    Args:
-        counts: Masks of each layer, shallow to deep.
-        budget: Masks to share out; None for all.
-
-    Returns:
-        Masks of each layer that are scored.
-    """
-    total = sum(counts)
-    if budget is None or budget >= total:
-        return list(counts)
-    given = [budget * count // total for count in counts]
-    deep_first = sorted(range(len(counts)), reverse=True)
-
-    def surplus(layer: int) -> int:  # above the layer's exact share, in units of 1/total
-        return given[layer] * total - budget * counts[layer]
-
-    for layer in sorted(deep_first, key=surplus)[: budget - sum(given)]:
-        given[layer] += 1
-    if budget >= sum(count > 0 for count in counts):
-        for layer in deep_first:
-            if counts[layer] and not given[layer]:
-                richest = max((other for other in reversed(deep_first) if given[other] > 1), key=surplus)
-                given[richest] -= 1
-                given[layer] += 1
-    return given
+    channels = [own.channels[~constant[own.channels]] for own, constant in zip(selections, flat, strict=True)]
+    turns = interleave([len(own) for own in channels])
+    masks = [(layer, channels[layer][number]) for layer, number in turns]
+    return Plan(tuple(selections), np.array(masks, np.int64).reshape(-1, 2))
 
 
 def interleave(counts: Sequence[int]) -> list[tuple[int, int]]:
@@ -103,3 +75,32 @@ def interleave(counts: Sequence[int]) -> list[tuple[int, int]]:
     """
     masks = [(layer, number) for layer, count in enumerate(counts) for number in range(count)]
     return sorted(masks, key=lambda mask: (mask[1] / counts[mask[0]], -mask[0]))
+
+
+def telling_first(kriging: Kriging, masks: int, count: int, likely: int) -> NDArray[np.int64]:
+    """Choose the masks to score when not all can be: first those whose scores tell most of the others'.
+
+    Args:
+        kriging: Of all masks of a class.
+        masks: How many there are.
+        count: Choose so many.
+        likely: So many are likely to be scored; after them come the others in their own order.
+
+    Returns:
+        int64 [count], numbers of masks.
+    """
+    first = kriging.order(min(count, likely, _DESIGNED))
+    rest = np.setdiff1d(np.arange(masks), first)
+    return np.concatenate([first, rest[: count - len(first)]])
+
+
+def take_turns(orders: Sequence[Sequence[Item]]) -> list[Item]:
+    """Put what several classes want scored in one order, of which every beginning serves all classes alike.
+
+    Args:
+        orders: What each class wants, in its order.
+
+    Returns:
+        Each item once, however many classes want it.
+    """
+    return list(dict.fromkeys(item for turn in zip_longest(*orders) for item in turn if item is not None))

@@ -46,6 +46,7 @@ class LayerReport:
             cut, and a layer without one is skipped.
         selected_channels: int64 [selected], the strongest average gradient first.
         scores: float64 [selected], the class score of the image under each channel's mask; NaN where none was scored.
+        estimated_scores: float64 [selected], what stands in for the scores of masks that were not scored; else NaN.
     """
 
     name: str
@@ -60,12 +61,16 @@ class LayerReport:
     fusion_threshold: float | None
     selected_channels: NDArray[np.int64]
     scores: NDArray[np.float64]
+    estimated_scores: NDArray[np.float64]
 
     def as_json(self) -> dict[str, object]:
         """Return the report in JSON's types."""
         entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        scores = [None if np.isnan(score) else float(score) for score in self.scores]
-        return entries | {"selected_channels": self.selected_channels.tolist(), "scores": scores}
+        scores = {
+            name: [None if np.isnan(score) else float(score) for score in entries[name]]
+            for name in ("scores", "estimated_scores")
+        }
+        return entries | {"selected_channels": self.selected_channels.tolist(), **scores}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -293,8 +298,6 @@ def _why_empty(layer: LayerReport) -> str:
         return "no feature map was selected"
     if layer.selected == layer.flat:
         return f"all {layer.flat} selected maps are constant"
-    if layer.scored == 0:
-        return f"none of {layer.selected - layer.flat} masks was scored"
     return "its masks add up to a constant map"
 
 

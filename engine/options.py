@@ -30,6 +30,7 @@ class MethodOptions(TypedDict, total=False):
     mu: float
     fusion: str
     baseline: Baseline
+    preset: str
     layer: str | None
     weights: str
     gaussian: bool

@@ -1,5 +1,6 @@
 """How far scoring may go: the caller's progress callback, wish to stop, and deadline."""
 
+import math
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -96,10 +97,16 @@ class Pace:
             return 0
         if self.ends is None:
             return left
-        fit = (self.ends - time.perf_counter()) / (self._costs.usual(self._row) or self._first_s)
+        fit = self.fit()
         if fit >= 2 * left:
             return left
         return max(int(fit / 2), 1) if fit >= 1 else 0
+
+    def fit(self) -> float:
+        """Return how many rows one run after the other are likely to be run before the deadline."""
+        if self.ends is None:
+            return math.inf
+        return max(0.0, self.ends - time.perf_counter()) / (self._costs.usual(self._row) or self._first_s)
 
     def wait(self, news: SimpleQueue[News]) -> News:
         """Wait for news of the runs; see `wait`."""

@@ -27,6 +27,7 @@ LAST_LAYER = "last_layer"
 FINISH = "finish {}"
 """What the running estimates call what a method does for a class after its last run of the network."""
 
+_COUNTLESS = 1e9
 _CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
 _GRADIENT_COST = 4  # an upper estimate, in forward passes
 
@@ -106,6 +107,11 @@ class Probe:
     def precision(self) -> str:
         """In what masks are scored."""
         return self._network.precision
+
+    @property
+    def scorer(self) -> str:
+        """The graph that scores masks."""
+        return self._network.scorer
 
     @property
     def size(self) -> tuple[int, int]:
@@ -250,7 +256,7 @@ class Probe:
             CancelledError: The caller wants no result any more.
             BackendError: The runtime failed, or the system has no more threads.
         """
-        graph = self._network.scorer if graph is None else graph
+        graph = self.scorer if graph is None else graph
         classes, session, options = self.classes, self._session(graph), self.options
         pace, activation = self.pace(graph), activation or options.activation
         with self.clock("score"):
@@ -330,6 +336,12 @@ class Probe:
         """Return how many of so many changed images the caller allows."""
         most = self.options.max_masks
         return count if most is None else min(count, most)
+
+    def affordable(self) -> int | None:
+        """Return how many masks are likely to be scored before the deadline; None when there is none."""
+        if self.options.deadline_ms is None:
+            return None
+        return int(min(self.pace(self.scorer).fit(), _COUNTLESS)) * self._session(self.scorer).runs_at_once
 
     def layer_number(self, name: str | None) -> int:
         """Return the number of a feature layer from 0, by its name; None is the last layer.

@@ -1,64 +1,13 @@
-"""Which masks a budget keeps, and in which order they are scored."""
+"""Which masks there are, and in which order they are scored."""
 
-import itertools
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from engine.budget import Plan, interleave, plan, quotas, scoring_order
-from engine.kernels import Selection
-
-
-def by_formula(counts: tuple[int, ...], budget: int) -> list[int]:
-    """Largest remainder in exact fractions, one seat at a time; then one for every layer, from the richest."""
-    shares = [Fraction(budget * count, sum(counts)) for count in counts]
-    given = [share.numerator // share.denominator for share in shares]
-    while sum(given) < budget:
-        open_layers = [layer for layer in range(len(counts)) if given[layer] <= shares[layer]]
-        layer = max(open_layers, key=lambda layer: (shares[layer] - given[layer], layer))
-        given[layer] += 1
-    if budget >= np.count_nonzero(counts):
-        while poor := [layer for layer, count in enumerate(counts) if count and not given[layer]]:
-            rich = max(
-                (layer for layer in range(len(counts)) if given[layer] > 1),
-                key=lambda layer: (given[layer] - shares[layer], -layer),
-            )
-            given[rich] -= 1
-            given[max(poor)] += 1
-    return given
-
-
-@pytest.mark.parametrize(
-    ("counts", "budget", "expected"),
-    [
-        ((9, 16, 29, 62, 123), 239, [9, 16, 29, 62, 123]),
-        ((9, 16, 29, 62, 123), 1000, [9, 16, 29, 62, 123]),
-        ((9, 16, 29, 62, 123), None, [9, 16, 29, 62, 123]),
-        ((9, 16, 29, 62, 123), 120, [4, 8, 15, 31, 62]),  # 4.52, 8.03, 14.56, 31.13, 61.76: rests to the 3rd and 5th
-        ((10, 10, 10), 4, [1, 1, 2]),  # equal remainders: the deeper layer
-        ((10, 10, 10), 5, [1, 2, 2]),
-        ((1, 1, 98), 10, [1, 1, 8]),  # 0.1, 0.1, 9.8: one for every layer, taken from the third
-        ((1, 1, 98), 3, [1, 1, 1]),
-        ((1, 1, 98), 2, [0, 0, 2]),  # too few for one each
-        ((10, 10, 10), 1, [0, 0, 1]),
-        ((0, 5, 0, 5), 3, [0, 1, 0, 2]),
-        ((0, 0), 3, [0, 0]),
-        ((7,), 3, [3]),
-    ],
-)
-def test_quotas(counts: tuple[int, ...], budget: int | None, expected: list[int]) -> None:
-    assert quotas(counts, budget) == expected
-
-
-def test_quotas_equal_the_formula_for_all_small_cases() -> None:
-    for counts in itertools.product(range(6), repeat=4):
-        total = sum(counts)
-        for budget in range(1, total):
-            given = quotas(counts, budget)
-            assert given == by_formula(counts, budget), (counts, budget)
-            assert sum(given) == budget
-            assert all(0 <= own <= count for own, count in zip(given, counts, strict=True))
+from engine.budget import interleave, plan, take_turns, telling_first
+from engine.kernels import Kriging, Selection
+from tests.reference import kriging
 
 
 @pytest.mark.parametrize("counts", [(9, 16, 29, 62, 123), (1, 1, 98), (5, 5), (0, 3, 0, 4), (2, 0), ()])
@@ -79,24 +28,41 @@ def chosen(*channels: int) -> Selection:
     return Selection(channels=np.array(channels, np.int64), positive=len(channels), threshold=0.0)
 
 
-def as_lists(plans: list[Plan]) -> list[tuple[list[int], list[int]]]:
-    return [(layer.scorable.tolist(), layer.planned.tolist()) for layer in plans]
-
-
-def test_flat_maps_cost_no_budget() -> None:
+def test_flat_maps_make_no_mask() -> None:
     flat = [np.array([True, False, True, False]), np.array([False, False, False, False, True])]
-    selections = [chosen(2, 1, 3, 0), chosen(4, 3, 1, 0, 2)]
-    assert as_lists(plan(selections, flat, None)) == [([1, 3], [1, 3]), ([3, 1, 0, 2], [3, 1, 0, 2])]
-    assert as_lists(plan(selections, flat, 3)) == [([1, 3], [1]), ([3, 1, 0, 2], [3, 1])]
-    assert as_lists(plan(selections, flat, 1)) == [([1, 3], []), ([3, 1, 0, 2], [3])]
+    own = plan([chosen(2, 1, 3, 0), chosen(4, 3, 1, 0, 2)], flat)
+    assert own.masks.tolist() == [[1, 3], [0, 1], [1, 1], [1, 0], [0, 3], [1, 2]]
+    assert (own.of_layer(0).tolist(), own.of_layer(1).tolist()) == ([1, 4], [0, 2, 3, 5])
+    assert own.pairs(np.array([5, 1])) == [(1, 2), (0, 1)]
+    assert plan([chosen(0), chosen()], [np.array([True]), np.array([False])]).masks.shape == (0, 2)
 
 
-def test_classes_take_turns_and_share_masks() -> None:
-    def layers(*channels: tuple[int, ...]) -> list[Plan]:
-        return plan([chosen(*own) for own in channels], [np.zeros(9, np.bool_)] * len(channels), None)
+def test_the_points_of_kriging_are_the_masks_in_their_order(random: np.random.Generator) -> None:
+    maps = [random.random((3, 4, 5)).astype(np.float32), random.random((2, 2, 3)).astype(np.float32)]
+    own = plan([chosen(2, 0, 1), chosen(1, 0)], [np.zeros(3, np.bool_), np.zeros(2, np.bool_)])
+    points = np.stack(
+        [kriging.thumbnail(maps[layer][channel].astype(np.float64), 16, 20) for layer, channel in own.masks]
+    )
+    scores = random.random(5)
+    found = own.kriging(maps, (16, 20)).estimate(np.array([3, 0]), scores[[3, 0]])
+    np.testing.assert_allclose(found, kriging.estimate(points, [3, 0], scores[[3, 0]]), atol=1e-9)
 
-    first, second = layers((5, 6), (1,)), layers((6, 7), (1, 2, 3))
-    assert scoring_order([first]) == [(1, 1), (0, 5), (0, 6)]
-    assert scoring_order([second]) == [(1, 1), (0, 6), (1, 2), (0, 7), (1, 3)]
-    assert scoring_order([first, second]) == [(1, 1), (0, 5), (0, 6), (1, 2), (0, 7), (1, 3)]
-    assert scoring_order([layers((), ())]) == []
+
+def test_the_most_telling_come_first(random: np.random.Generator) -> None:
+    kriged = Kriging(random.random((200, 3)))
+    best = kriged.order(128).tolist()
+    rest = [number for number in range(200) if number not in best[:5]]
+    assert telling_first(kriged, 200, 9, 5).tolist() == [*best[:5], *rest[:4]]
+    assert telling_first(kriged, 200, 4, 5).tolist() == best[:4]
+    assert telling_first(kriged, 200, 4, 0).tolist() == [0, 1, 2, 3]
+    far = telling_first(kriged, 200, 190, 180).tolist()
+    assert far[:128] == best
+    assert far[128:] == [number for number in range(200) if number not in best][:62]
+
+
+def test_classes_take_turns_and_share() -> None:
+    first, second = [(1, 1), (0, 5), (0, 6)], [(1, 1), (0, 6), (1, 2), (0, 7), (1, 3)]
+    assert take_turns([first]) == first
+    assert take_turns([first, second]) == [(1, 1), (0, 5), (0, 6), (1, 2), (0, 7), (1, 3)]
+    assert take_turns([[3, 0], [0]]) == [3, 0]
+    assert take_turns([[], []]) == []

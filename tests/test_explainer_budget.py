@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import engine
 from engine.backends import Brake
-from engine.budget import quotas
-from tests.reference import method
+from tests.reference import kriging, method
 from tests.tiny_cnn import photo_pixels
 
 SIZE = (24, 32)
@@ -27,22 +27,24 @@ def with_threads(tiny_bundle: Path, request: pytest.FixtureRequest) -> engine.Ex
     return engine.load(tiny_bundle, threads=request.param)
 
 
-def test_max_masks_keeps_the_strongest_of_each_layer(explainer: engine.Explainer) -> None:
+def test_max_masks_scores_those_that_tell_most(explainer: engine.Explainer) -> None:
     whole = explainer.explain(photo_pixels(), 1, rule="all")
     counts = [layer.scored for layer in whole.layers]
     assert whole.complete
     assert whole.scored == whole.scorable == sum(counts) > 25
+    assert all(np.isnan(layer.estimated_scores).all() for layer in whole.layers)
     result = explainer.explain(photo_pixels(), 1, rule="all", max_masks=11)
     assert (result.max_masks, result.scored, result.scorable, result.complete) == (11, 11, sum(counts), False)
-    assert [layer.scored for layer in result.layers] == quotas(counts, 11)
+    assert sum(layer.scored for layer in result.layers) == 11
     for layer, own in zip(result.layers, whole.layers, strict=True):
         assert (layer.selected, layer.flat) == (own.selected, own.flat)
         np.testing.assert_array_equal(layer.selected_channels, own.selected_channels)
-        scorable = np.flatnonzero(~np.isnan(own.scores))
-        kept, cut = scorable[: layer.scored], scorable[layer.scored :]
-        np.testing.assert_allclose(layer.scores[kept], own.scores[kept], rtol=1e-6)
-        assert np.isnan(layer.scores[cut]).all()
-    assert result.warnings[-1] == f"11 of {sum(counts)} masks were used; the heatmap is an approximation"
+        scored, live = ~np.isnan(layer.scores), ~np.isnan(own.scores)
+        assert layer.scored == scored.sum()
+        np.testing.assert_allclose(layer.scores[scored], own.scores[scored], rtol=1e-6)
+        np.testing.assert_array_equal(~np.isnan(layer.estimated_scores), live & ~scored)
+    text = f"11 of {sum(counts)} masks were scored, the scores of the others estimated; the heatmap is an approximation"
+    assert result.warnings[-1] == text
     assert str(result).split(", ")[1] == f"11 of {sum(counts)} masks"
 
 
@@ -51,13 +53,50 @@ def test_the_heatmap_of_a_budget_equals_the_formula(explainer: engine.Explainer,
     result = explainer.explain(x, 2, rule="all", max_masks=9, visualization_maps=True)
     _, _, *rest = explainer._network.session("tapped").run([x, np.array([2])])
     assert result.visualization_maps is not None
-    views = []
-    for layer, maps in zip(result.layers, rest[:3], strict=True):
-        kept = ~np.isnan(layer.scores)
-        assert kept.any()
-        views.append(method.visualization_map(layer.scores[kept], maps[0, layer.selected_channels[kept]], *SIZE))
-    for view, expected in zip(result.visualization_maps, views, strict=True):
-        np.testing.assert_allclose(view, expected, atol=1e-5)
+    masks = [
+        (maps[0, channel].astype(np.float64), score, guess)
+        for layer, maps in zip(result.layers, rest[:3], strict=True)
+        for channel, score, guess in zip(layer.selected_channels, layer.scores, layer.estimated_scores, strict=True)
+        if not (np.isnan(score) and np.isnan(guess))
+    ]
+    points = np.stack([kriging.thumbnail(feature_map, *SIZE) for feature_map, _, _ in masks])
+    scores, guesses = np.array([(score, guess) for _, score, guess in masks]).T
+    known = np.flatnonzero(~np.isnan(scores))
+    expected_scores = kriging.estimate(points, known.tolist(), scores[known])
+    np.testing.assert_allclose(np.where(np.isnan(scores), guesses, scores), expected_scores, atol=1e-8)
+    for step in range(9):
+        others = [number for number in range(len(points)) if number not in known]
+        left = kriging.remaining(points, known.tolist(), range(len(points)))
+        for other in others[step::9]:  # no exchange of the last point that was taken makes the choice better
+            assert left <= kriging.remaining(points, [*known[known != known[step]], other], range(len(points))) * 1.05
+
+    for layer, maps, view in zip(result.layers, rest[:3], result.visualization_maps, strict=True):
+        values = np.where(np.isnan(layer.scores), layer.estimated_scores, layer.scores)
+        own = ~np.isnan(values)
+        expected = method.visualization_map(values[own], maps[0, layer.selected_channels[own]], *SIZE)
+        np.testing.assert_allclose(view, expected, atol=0.02)  # minima of maps that were not scored: before upsampling
+
+
+def test_stability_compares_with_half_of_the_scores(explainer: engine.Explainer, random: np.random.Generator) -> None:
+    x = random.normal(size=(1, 3, *SIZE)).astype(np.float32)
+    whole, half = (explainer.explain(x, 2, rule="all", max_masks=most) for most in (13, 6))
+    rows, columns = np.meshgrid(np.arange(0, SIZE[0], 4), np.arange(0, SIZE[1], 4), indexing="ij")
+    expected = stats.spearmanr(whole.heatmap[rows, columns].ravel(), half.heatmap[rows, columns].ravel()).statistic
+    assert whole.figures["stability"] == pytest.approx(expected, abs=1e-6)
+    assert -1 < expected < 1
+    assert explainer.explain(x, 2, rule="all").figures == {}
+    assert explainer.explain(x, 2, rule="all", max_masks=1).figures == {}
+
+
+@pytest.mark.parametrize(("preset", "scored"), [("fast", 25), ("balanced", 35), ("exact", 35)])
+def test_presets(explainer: engine.Explainer, preset: str, scored: int) -> None:
+    result = explainer.explain(photo_pixels(), 1, rule="all", preset=preset)
+    whole = explainer.explain(photo_pixels(), 1, rule="all")
+    assert (result.scored, whole.scored) == (scored, 35)
+    assert result.options["preset"] == preset
+    assert result.complete is (scored == 35)
+    assert (result.heatmap.tobytes() == whole.heatmap.tobytes()) is (scored == 35)
+    assert explainer.explain(photo_pixels(), 1, rule="all", preset=preset, max_masks=7).scored == 7
 
 
 @pytest.mark.parametrize("max_masks", [1, 5, 12])

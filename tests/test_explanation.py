@@ -30,6 +30,7 @@ LAYERS = (
         fusion_threshold=None,
         selected_channels=np.array([2, 0, 3]),
         scores=np.array([0.5, np.nan, 0.125]),
+        estimated_scores=np.array([np.nan, 0.25, np.nan]),
     ),
     LayerReport(
         name="relu2",
@@ -44,6 +45,7 @@ LAYERS = (
         fusion_threshold=None,
         selected_channels=np.empty(0, np.int64),
         scores=np.empty(0),
+        estimated_scores=np.empty(0),
     ),
 )
 
@@ -95,6 +97,7 @@ REPORT = {
             "fusion_threshold": None,
             "selected_channels": [2, 0, 3],
             "scores": [0.5, None, 0.125],
+            "estimated_scores": [None, 0.25, None],
         },
         {
             "name": "relu2",
@@ -109,6 +112,7 @@ REPORT = {
             "fusion_threshold": None,
             "selected_channels": [],
             "scores": [],
+            "estimated_scores": [],
         },
     ],
     "max_masks": None,
@@ -282,10 +286,9 @@ def test_a_panel_says_what_each_layer_did(texts: list[str]) -> None:
         LAYERS[1],
         dataclasses.replace(LAYERS[0], name="relu3", channels=16, selected=9, flat=2, fusion_threshold=0.437),
         dataclasses.replace(LAYERS[0], name="relu4", selected=12, flat=12, scored=0),
-        dataclasses.replace(LAYERS[0], name="relu5", selected=3, flat=1, scored=0),
-        dataclasses.replace(LAYERS[0], name="relu6"),
+        dataclasses.replace(LAYERS[0], name="relu5"),
     )
-    maps = (HEATMAP, None, HEATMAP[::-1].copy(), None, None, None)
+    maps = (HEATMAP, None, HEATMAP[::-1].copy(), None, None)
     make(layers=layers, visualization_maps=maps).panel()
     assert " ".join(texts) == " ".join(
         [
@@ -294,8 +297,7 @@ def test_a_panel_says_what_each_layer_did(texts: list[str]) -> None:
             *("no feature map was selected", "layer 2", "relu2", "8x3x4, 0 scored"),
             *("layer 3", "relu3", "16x6x8, 2 of 7 scored", "cut at 0.44"),
             *("all 12 selected maps are constant", "layer 4", "relu4", "4x6x8, 0 scored"),
-            *("none of 2 masks was scored", "layer 5", "relu5", "4x6x8, 0 of 2 scored"),
-            *("its masks add up to a constant map", "layer 6", "relu6", "4x6x8, 2 scored"),
+            *("its masks add up to a constant map", "layer 5", "relu5", "4x6x8, 2 scored"),
             *("heatmap", "all layers fused", WARNING),
             *("importance within this image: 0 least", "1 most", "White line: where fusion cuts the layer."),
         ]

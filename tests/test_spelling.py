@@ -70,6 +70,7 @@ def test_all_options_as_text() -> None:
         "mu": "0",
         "fusion": "hard",
         "baseline": "1/2.5/3",
+        "preset": "exact",
     }
 
 

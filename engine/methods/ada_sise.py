@@ -2,7 +2,8 @@
 
     tap       one run of the network: logits, feature maps F_l, average gradients α_l
     select    per layer, the channels whose α the rule keeps
-    score     each kept feature map becomes a mask; the network scores the masked images
+    score     each kept feature map becomes a mask; the network scores the masked images, or those there is time for
+    estimate  the scores of masks that were not scored, from those that were
     combine   per layer, the masks weighted by their scores: the visualization map V_l
     fuse      V_1 … V_L, shallow to deep: the heatmap
 
@@ -16,16 +17,23 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.budget import Plan, plan, scoring_order
+from engine.budget import Plan, plan, take_turns, telling_first
 from engine.bundle import Layer
 from engine.errors import OptionError
 from engine.explanation import LayerReport
 from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.image import Baseline
 from engine.kernels import FUSIONS, RULES, Selection, fuse, is_flat, select_channels, visualization_map
+from engine.kernels.similarity import spearman
 from engine.methods.base import Attribution, Map
 from engine.options import expect_known, expect_number
 from engine.probe import Probe
+
+PRESETS: dict[str, int | None] = {"exact": None, "balanced": 100, "fast": 25}
+"""How many masks each scores for a class; None for all."""
+
+STABILITY = "stability"
+_STRIDE = 4
 
 Floats = NDArray[np.float32]
 
@@ -40,11 +48,16 @@ class AdaSise:
         mu: For rule `positive`: keep maps whose average gradient exceeds mu times the largest, from 0 up to 1.
         fusion: `hard` (the paper's) or `soft`; see `engine.kernels.fuse`.
         baseline: What masked-out pixels become: `zero` in the network's input space, `blur`, or a colour (r, g, b).
+        preset: `exact` scores every mask; `balanced` and `fast` score 100 and 25, those that tell most of the others,
+            whose scores they estimate; see `engine.kernels.kriging`. A result of fewer than all masks has the figure
+            `stability`: Spearman's correlation, in every fourth row and column, with the heatmap that the first half of
+            its scores gives.
 
     Raises:
         OptionError: An option has no meaning.
 
     Source: Ada-SISE, arXiv 2102.07799.
+    Departs: with a preset, a budget or a deadline that leaves masks out, their scores are estimated.
     """
 
     name: ClassVar[str] = "ada-sise"
@@ -55,9 +68,11 @@ class AdaSise:
     mu: float = 0.0
     fusion: str = "hard"
     baseline: Baseline = "zero"
+    preset: str = "exact"
 
     def __post_init__(self) -> None:
         expect_known("rule", self.rule, RULES)
+        expect_known("preset", self.preset, tuple(PRESETS))
         expect_known("fusion", self.fusion, FUSIONS)
         expect_number("mu", self.mu, lambda mu: 0 <= mu < 1, "from 0 up to 1")
         if self.mu > 0 and self.rule != "positive":
@@ -73,25 +88,61 @@ class AdaSise:
                 [select_channels(alpha[k], self.rule, self.mu) for alpha in tapped.averages] for k in range(count)
             ]
             flat = [_flat(*layer) for layer in zip(tapped.maps, zip(*chosen, strict=True), strict=True)]
-            plans = [plan(selections, flat, probe.options.max_masks) for selections in chosen]
-        rows = FeatureMasks(probe.image[0], baseline, tapped.maps, scoring_order(plans))
+            plans = [plan(selections, flat) for selections in chosen]
+            orders = [self._order(probe, tapped.maps, own) for own in plans]
+        turns = take_turns([own.pairs(order) for own, order in zip(plans, orders, strict=True)])
+        rows = FeatureMasks(probe.image[0], baseline, tapped.maps, turns)
         masks = rows.by_layer(probe.score(rows))
-        return [self._fuse(probe, tapped.maps, masks, plans[k], k) for k in range(count)]
+        return [self._fuse(probe, tapped.maps, masks, plans[k], orders[k], k) for k in range(count)]
+
+    def _order(self, probe: Probe, maps: Sequence[Floats], own: Plan) -> NDArray[np.int64]:
+        """Return the numbers of the masks of one class that shall be scored, in order."""
+        total = len(own.masks)
+        count, likely = probe.within_budget(total), probe.affordable()
+        most = PRESETS[self.preset]
+        count = count if most is None else min(count, most)
+        likely = count if likely is None else min(count, likely // len(probe.classes))
+        if likely == total:
+            return np.arange(total)
+        return telling_first(own.kriging(maps, probe.size), total, count, likely)
 
     def _fuse(
-        self, probe: Probe, maps: Sequence[Floats], masks: Sequence[ScoredMasks], plans: Sequence[Plan], k: int
+        self,
+        probe: Probe,
+        maps: Sequence[Floats],
+        masks: Sequence[ScoredMasks],
+        own: Plan,
+        order: NDArray[np.int64],
+        k: int,
     ) -> Attribution:
         """Make the heatmap of class number k from its own masks."""
+        with probe.clock("estimate"):
+            scores = _scores(own, order, masks, k)
+            known = order[~np.isnan(scores[order])]
+            kriging = own.kriging(maps, probe.size) if len(known) < len(scores) else None
+            values = scores if kriging is None else kriging.estimate(known, scores[known])
         with probe.clock("combine"):
-            views = [_combine(*layer, k, probe.size) for layer in zip(maps, masks, plans, strict=True)]
+            views = _views(maps, masks, own, scores, values, probe.size)
         with probe.clock("fuse"):
             heatmap, cuts = fuse(views, self.fusion)
-        layers = tuple(_report(*layer, k) for layer in zip(probe.bundle.layers, masks, plans, cuts, strict=True))
+        figures = {}
+        if kriging is not None and heatmap is not None and len(known) > 1:
+            with probe.clock("estimate"):
+                half = known[: len(known) // 2]
+                fewer = kriging.estimate(half, scores[half])
+                before, _ = fuse(_views(maps, masks, own, scores, fewer, probe.size), self.fusion)
+                before = np.zeros(probe.size) if before is None else before
+                figures[STABILITY] = spearman(before[::_STRIDE, ::_STRIDE], heatmap[::_STRIDE, ::_STRIDE])
+        layers = tuple(
+            _report(layer, number, own, scores, values, cut)
+            for number, (layer, cut) in enumerate(zip(probe.bundle.layers, cuts, strict=True))
+        )
         return Attribution(
             heatmap=heatmap,
-            scored=sum(layer.scored for layer in layers),
-            scorable=sum(len(layer.scorable) for layer in plans),
+            scored=len(known),
+            scorable=len(scores),
             warnings=_warnings(layers, views),
+            figures=figures,
             layers=layers,
             visualization_maps=tuple(views),
         )
@@ -139,37 +190,73 @@ def _flat(maps: Floats, selections: Sequence[Selection]) -> NDArray[np.bool_]:
     return flat
 
 
-def _combine(maps: Floats, masks: ScoredMasks, plan: Plan, k: int, size: tuple[int, int]) -> Map | None:
-    """Make the visualization map of one layer for class number k, from that class's own masks."""
-    own = masks.positions_of(plan.planned)
-    own = own[own >= 0]
-    return visualization_map(
-        maps[masks.channels[own]], masks.scores[own, k], masks.minimum[own], masks.extent[own], size
-    )
+def _scores(own: Plan, order: NDArray[np.int64], masks: Sequence[ScoredMasks], k: int) -> NDArray[np.float64]:
+    """Return the scores of the masks of class number k, float64 [n], NaN where none was scored for it.
+
+    What another class had scored does not count: each class gives the result that it gives alone.
+    """
+    scores = np.full(len(own.masks), np.nan)
+    for layer, scored in enumerate(masks):
+        wanted = order[own.masks[order, 0] == layer]
+        places = scored.positions_of(own.masks[wanted, 1])
+        scores[wanted[places >= 0]] = scored.scores[places[places >= 0], k]
+    return scores
 
 
-def _report(layer: Layer, masks: ScoredMasks, plan: Plan, cut: float | None, k: int) -> LayerReport:
-    """Say what happened in one layer for class number k."""
-    channels = plan.selection.channels
-    own = masks.positions_of(channels)
-    scored = (own >= 0) & np.isin(
-        channels, plan.planned
-    )  # another class may have had more of this layer's masks scored
-    scores = np.full(len(channels), np.nan)
-    scores[scored] = masks.scores[own[scored], k]
+def _views(
+    maps: Sequence[Floats],
+    masks: Sequence[ScoredMasks],
+    own: Plan,
+    scores: NDArray[np.float64],
+    values: NDArray[np.float64],
+    size: tuple[int, int],
+) -> list[Map | None]:
+    """Make the visualization map of every layer for one class.
+
+    Args:
+        maps: F_l of each layer.
+        masks: The scored masks of each layer, of all classes.
+        own: The masks of the class.
+        scores: What was measured of them, float64 [n]; NaN for a mask that was not scored for this class, whose minimum
+            before upsampling does as well as that after it.
+        values: What each is taken to score, float64 [n].
+        size: H and W of the image.
+    """
+    views = []
+    for layer, scored in enumerate(masks):
+        mine = own.of_layer(layer)
+        channels = own.masks[mine, 1]
+        chosen, known = maps[layer][channels], ~np.isnan(scores[mine])
+        places = scored.positions_of(channels[known])
+        minimum, extent = chosen.min(axis=(1, 2)).astype(np.float64), np.ones(len(chosen))
+        minimum[known], extent[known] = scored.minimum[places], scored.extent[places]
+        views.append(visualization_map(chosen, values[mine], minimum, extent, size))
+    return views
+
+
+def _report(
+    layer: Layer, number: int, own: Plan, scores: NDArray[np.float64], values: NDArray[np.float64], cut: float | None
+) -> LayerReport:
+    """Say what happened in one layer for one class."""
+    selection, masks = own.selections[number], own.of_layer(number)
+    place = np.isin(selection.channels, own.masks[masks, 1])  # in both, the strongest comes first
+    measured, estimated = np.full(len(place), np.nan), np.full(len(place), np.nan)
+    measured[place] = scores[masks]
+    estimated[place] = np.where(np.isnan(scores[masks]), values[masks], np.nan)
     return LayerReport(
         name=layer.name,
         channels=layer.channels,
         height=layer.height,
         width=layer.width,
-        positive=plan.selection.positive,
-        selected=len(channels),
-        flat=len(channels) - len(plan.scorable),
-        scored=int(scored.sum()),
-        threshold=plan.selection.threshold,
+        positive=selection.positive,
+        selected=len(place),
+        flat=len(place) - len(masks),
+        scored=int(np.count_nonzero(~np.isnan(measured))),
+        threshold=selection.threshold,
         fusion_threshold=cut,
-        selected_channels=channels,
-        scores=scores,
+        selected_channels=selection.channels,
+        scores=measured,
+        estimated_scores=estimated,
     )
 
 
@@ -181,10 +268,8 @@ def _warnings(layers: Sequence[LayerReport], views: Sequence[Map | None]) -> tup
             warnings.append(f"layer {layer.name!r} gave no mask: no feature map was selected")
         elif layer.flat == layer.selected:
             warnings.append(f"layer {layer.name!r} gave no mask: all {layer.flat} selected maps are constant")
-        elif layer.scored == 0:
-            warnings.append(f"layer {layer.name!r} gave no mask: none was scored")
         elif view is None:
-            all_zero = np.nanmax(np.abs(layer.scores)) == 0
-            found = f"all {layer.scored} scored masks score 0" if all_zero else "its visualization map is constant"
+            all_zero = not np.nan_to_num(layer.scores).any() and not np.nan_to_num(layer.estimated_scores).any()
+            found = "all its masks score 0" if all_zero else "its visualization map is constant"
             warnings.append(f"layer {layer.name!r} is left out of the fusion: {found}")
     return tuple(warnings)

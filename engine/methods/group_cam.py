@@ -1,12 +1,12 @@
 """Group-CAM: groups of weighted feature maps as masks."""
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.budget import take_turns
 from engine.feature_masks import FeatureMasks
 from engine.image import Baseline
 from engine.kernels import is_flat, scale_to_unit, upsample
@@ -61,10 +61,9 @@ class GroupCam:
             strongest = [np.argsort(-maps.sum(axis=(1, 2)), kind="stable") for maps in grouped]
             order = [own[~is_flat(maps)[own]].tolist() for own, maps in zip(strongest, grouped, strict=True)]
         planned = [[(k, group) for group in own[: probe.within_budget(len(own))]] for k, own in enumerate(order)]
-        in_turn = [mask for masks in zip_longest(*planned) for mask in masks if mask is not None]
-        rows = FeatureMasks(probe.image[0], baseline, grouped, in_turn)
+        rows = FeatureMasks(probe.image[0], baseline, grouped, take_turns(planned))
         nothing = np.zeros_like(probe.image) if baseline is None else baseline[None]
-        (logits,) = probe.run("forward", [nothing])  # before the masks, which a deadline ends
+        (logits,) = probe.run(probe.scorer, [nothing])  # before the masks, which a deadline ends
         without = probe.class_scores(finite(logits))
         masks = rows.by_layer(probe.score(rows))
         found = []

@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.budget import Plan, scoring_order
+from engine.budget import take_turns
 from engine.errors import OptionError
-from engine.kernels import Selection, scale_to_unit, upsample
+from engine.kernels import scale_to_unit, upsample
 from engine.methods.base import Attribution
 from engine.methods.cam import activation_map
 from engine.probe import Probe
@@ -38,18 +38,20 @@ class AblationCam:
         """Explain every class of the probe, with one scoring."""
         maps, averages = probe.layer(-1)
         empty = np.logical_not(maps.any(axis=(1, 2)))
-        plans = [[_plan(alpha, empty, probe)] for alpha in averages]
-        channels = np.array([channel for _, channel in scoring_order(plans)], np.int64)
+        orders = [np.argsort(-np.abs(alpha.astype(np.float64)), kind="stable") for alpha in averages]
+        scorable = int(np.count_nonzero(~empty))
+        planned = [order[~empty[order]][: probe.within_budget(scorable)] for order in orders]
+        channels = np.array(take_turns([order.tolist() for order in planned]), np.int64)
         logits = probe.score(_WithoutMap(maps, channels), graph="head", activation="none")
         lost = np.zeros((len(maps), logits.shape[1]))
         lost[channels[: len(logits)]] = probe.logits[0, probe.classes].astype(np.float64) - logits
         known = np.zeros(len(maps), np.bool_)
         known[channels[: len(logits)]] = True
         found = []
-        for k, (of_class,) in enumerate(plans):
-            own = of_class.planned[known[of_class.planned]]
+        for k, order in enumerate(planned):
+            own = order[known[order]]
             values = np.einsum("k,khw->hw", lost[own, k], maps[own], dtype=np.float64)
-            found.append(activation_map(values, probe, scored=len(own), scorable=len(of_class.scorable)))
+            found.append(activation_map(values, probe, scored=len(own), scorable=scorable))
         return found
 
 
@@ -138,11 +140,3 @@ class _OnePlace:
                 np.multiply(self._maps, padded[reach : reach + height, reach : reach + width], out=batch[row])
 
         return write
-
-
-def _plan(alpha: Floats, left_out: NDArray[np.bool_], probe: Probe) -> Plan:
-    """Put the channels of a layer in the order of the size of their average gradients."""
-    order = np.argsort(-np.abs(alpha.astype(np.float64)), kind="stable")
-    scorable = order[~left_out[order]]
-    selection = Selection(channels=order, positive=int(np.count_nonzero(alpha > 0)), threshold=None)
-    return Plan(selection=selection, scorable=scorable, planned=scorable[: probe.within_budget(len(scorable))])

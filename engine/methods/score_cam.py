@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.budget import plan, scoring_order
+from engine.budget import take_turns
 from engine.feature_masks import FeatureMasks
 from engine.image import Baseline
 from engine.kernels import is_flat, select_channels
@@ -57,19 +57,21 @@ class ScoreCam:
         with probe.clock("select"):
             flat = is_flat(maps)
             chosen = [select_channels(alpha, "all") for alpha in tapped.averages[layer]]
-            plans = [plan([selection], [flat], probe.options.max_masks) for selection in chosen]
-        rows = FeatureMasks(probe.image[0], baseline, [maps], scoring_order(plans))
+            orders = [selection.channels[~flat[selection.channels]] for selection in chosen]
+            planned = [order[: probe.within_budget(len(order))] for order in orders]
+        turns = take_turns([order.tolist() for order in planned])
+        rows = FeatureMasks(probe.image[0], baseline, [maps], [(0, channel) for channel in turns])
         scores = probe.score(rows, activation="none" if self.weights == "softmax" else None)
         (masks,) = rows.by_layer(scores)
         found = []
-        for k, (of_class,) in enumerate(plans):
-            own = masks.positions_of(of_class.planned)
+        for k, order in enumerate(orders):
+            own = masks.positions_of(planned[k])
             own = np.sort(own[own >= 0])
             weights = masks.scores[own, k]
             if self.weights == "softmax":
                 weights = _softmax(weights)
             values = np.einsum("k,khw->hw", weights, maps[masks.channels[own]], dtype=np.float64)
-            found.append(activation_map(values, probe, scored=len(own), scorable=len(of_class.scorable)))
+            found.append(activation_map(values, probe, scored=len(own), scorable=len(order)))
         return found
 
 
