@@ -11,6 +11,7 @@
     ├── TargetError              a class index or label that the model does not have
     ├── DatasetError             a data set is of no known form, damaged, or does not fit the bundle or the results
     ├── OptionError              an option that has no meaning, or that contradicts another
+    ├── DeadlineError            an explanation cannot be there in the time that the caller gave
     └── CancelledError           the caller asked an explanation to stop
 
 Every message names its subject, what was received, what was expected and what to do, on one line. What it quotes from a
@@ -79,6 +80,10 @@ class DatasetError(EngineError):
 
 class OptionError(EngineError):
     """An option that has no meaning, or that contradicts another."""
+
+
+class DeadlineError(EngineError):
+    """An explanation cannot be there in the time that the caller gave."""
 
 
 class CancelledError(EngineError):

@@ -11,12 +11,19 @@ from engine.contract import (
     expect_full_gradient,
     expect_gradient,
     expect_head,
+    expect_last_layer,
     expect_tapped,
 )
 from engine.errors import BundleError, OptionError
 
 FORWARD = "forward"
-_CHECKS = {"head": expect_head, "gradient": expect_gradient, "full_gradient": expect_full_gradient}
+_CHECKS = {
+    "last_layer": expect_last_layer,
+    "head": expect_head,
+    "gradient": expect_gradient,
+    "full_gradient": expect_full_gradient,
+}
+_ONE_THREAD = ("head", "last_layer")  # of the latter, so that it takes no longer when another program has a core
 
 
 def open_scorer(bundle: Bundle, backend: Backend, precision: str) -> Session:
@@ -84,8 +91,8 @@ class Network:
         """Return one of the bundle's graphs.
 
         Args:
-            graph: `tapped`, `forward`, `scorer`'s value, `head`, `gradient`, `full_gradient`; or a gradient companion,
-                `head.grad` or `block1.grad` ….
+            graph: `tapped`, `forward`, `scorer`'s value, `last_layer`, `head`, `gradient`, `full_gradient`; or a
+                gradient companion, `head.grad` or `block1.grad` ….
 
         Raises:
             BundleError: The bundle has no such graph, or another than its manifest says, or it was changed after it had
@@ -115,7 +122,7 @@ class Network:
                 "that needs no gradient at the image"
             )
         expect_unchanged(bundle, file)
-        session = self._backend.open(file, many_runs=graph == "head")
+        session = self._backend.open(file, many_runs=graph in _ONE_THREAD)
         if block != graph:
             expect_companion(bundle, block, session)
         else:
@@ -127,5 +134,10 @@ class Network:
         bundle = self._bundle
         if graph.endswith(".grad"):
             return bundle.companion(graph.removesuffix(".grad"))
-        files = {"head": bundle.head, "gradient": bundle.gradient, "full_gradient": bundle.full_gradient}
+        files = {
+            "last_layer": bundle.last_layer,
+            "head": bundle.head,
+            "gradient": bundle.gradient,
+            "full_gradient": bundle.full_gradient,
+        }
         return files[graph]

@@ -23,6 +23,7 @@ from engine.contract import (
     expect_full_gradient,
     expect_gradient,
     expect_head,
+    expect_last_layer,
     expect_tapped,
 )
 from engine.errors import BundleError
@@ -122,6 +123,7 @@ def test_a_tapped_graph_that_explains_another_class(tiny_bundle: Path) -> None:
 CHECKS: dict[str, Callable[[Bundle, Session], None]] = {
     "forward.onnx": expect_forward,
     "tapped.onnx": expect_tapped,
+    "last_layer.onnx": expect_last_layer,
     "head.onnx": expect_head,
     "gradient.onnx": expect_gradient,
     "full_gradient.onnx": expect_full_gradient,
@@ -130,6 +132,10 @@ CHECKS: dict[str, Callable[[Bundle, Session], None]] = {
     "head.grad.onnx": partial(expect_companion, name="head"),
 }
 INTERFACES = {
+    "last_layer.onnx": (
+        "float32 [1, 3, 24, 32], int64 [?]",
+        "float32 [1, 5], int64 [?], float32 [1, 16, 6, 8], float32 [?, 16]",
+    ),
     "head.onnx": ("float32 [?, 16, 6, 8]", "float32 [?, 5]"),
     "gradient.onnx": (f"{IMAGE}, int64 [?]", f"float32 [?, 5], {IMAGE}"),
     "full_gradient.onnx": (f"{IMAGE}, int64 [?]", f"float32 [?, 5], {IMAGE}, float32 [?, 8, 24, 32], float32 [?, 5]"),

@@ -1,8 +1,10 @@
 """What the engine asks of a runtime."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -27,6 +29,43 @@ class Tensor:
         return f"{self.dtype} [{', '.join('?' if size is None else str(size) for size in self.shape)}]"
 
 
+class Brake:
+    """Stops a run that is under way in another thread.
+
+    Attributes:
+        pulled: Whether it was pulled.
+    """
+
+    def __init__(self) -> None:
+        self.pulled = False
+        self._lock = Lock()
+        self._stop: Callable[[], object] | None = None
+
+    def pull(self) -> None:
+        """Stop the run as soon as the runtime can, now or when it begins; does not wait for it."""
+        with self._lock:
+            self.pulled = True
+            if self._stop is not None:
+                self._stop()
+
+    @contextmanager
+    def on(self, stop: Callable[[], object]) -> Iterator[None]:
+        """Say how to stop the run that goes on within a `with` block.
+
+        Args:
+            stop: Makes the runtime end the run with an error, and returns at once.
+        """
+        with self._lock:
+            self._stop = stop
+            if self.pulled:
+                stop()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stop = None
+
+
 class Session(Protocol):
     """One loaded graph. Safe to run from several threads."""
 
@@ -45,18 +84,19 @@ class Session(Protocol):
         """The graph's outputs, in its order."""
         ...
 
-    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def run(self, inputs: Sequence[NDArray[np.generic]], brake: Brake | None = None) -> list[NDArray[np.generic]]:
         """Run the graph once.
 
         Args:
             inputs: One array for each graph input, in the graph's order. They stay the caller's; the session keeps
                 none.
+            brake: Stops this run before its end.
 
         Returns:
             One new array for each graph output, in the graph's order; they are the caller's.
 
         Raises:
-            BackendError: The runtime refused the inputs or failed.
+            BackendError: The runtime refused the inputs, failed, or was stopped.
         """
         ...
 

@@ -3,13 +3,14 @@
 import importlib.metadata
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backends.base import Tensor
+from engine.backends.base import Brake, Tensor
 from engine.backends.threads import Threads, expect_same_process
 from engine.errors import BackendError, MissingRuntimeError, OptionError
 
@@ -158,11 +159,18 @@ class OnnxRuntimeSession:
         self.inputs = tuple(map(_tensor, session.get_inputs()))
         self.outputs = tuple(map(_tensor, session.get_outputs()))
 
-    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def run(self, inputs: Sequence[NDArray[np.generic]], brake: Brake | None = None) -> list[NDArray[np.generic]]:
         """Run the graph once; see `engine.backends.base.Session`."""
         expect_same_process(self._name, self._process)
+        options = ort.RunOptions()
+
+        def stop() -> None:
+            options.terminate = True  # asked for between two nodes
+
         try:
-            outputs: list[NDArray[np.generic]] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
+            feeds = dict(zip(self._names, inputs, strict=True))
+            with nullcontext() if brake is None else brake.on(stop):
+                outputs: list[NDArray[np.generic]] = self._session.run(None, feeds, options)
         except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
             reason = " ".join(str(err).split())
             raise BackendError(f"{self._name}: ONNX Runtime failed: {reason}") from err

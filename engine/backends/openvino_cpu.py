@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backends.base import Tensor
+from engine.backends.base import Brake, Tensor
 from engine.backends.threads import Threads, expect_same_process
 from engine.errors import BackendError, MissingRuntimeError, OptionError
 
@@ -121,7 +122,7 @@ class OpenVinoSession:
         self.inputs = tuple(map(_tensor, compiled.inputs))
         self.outputs = tuple(map(_tensor, compiled.outputs))
 
-    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def run(self, inputs: Sequence[NDArray[np.generic]], brake: Brake | None = None) -> list[NDArray[np.generic]]:
         """Run the graph once; see `engine.backends.base.Session`."""
         expect_same_process(self._name, self._process)
         request = self._compiled.create_infer_request()
@@ -129,7 +130,8 @@ class OpenVinoSession:
             for number, (_, array) in enumerate(zip(self.inputs, inputs, strict=True)):
                 whole = np.require(array, requirements=["C", "W"])  # what OpenVINO takes without a copy
                 request.set_input_tensor(number, ov.Tensor(whole, shared_memory=True))
-            request.infer()
+            with nullcontext() if brake is None else brake.on(request.cancel):
+                request.infer()
         except Exception as err:  # OpenVINO raises RuntimeError, and its bindings TypeError and others
             reason = " ".join(str(err).split())
             raise BackendError(f"{self._name}: OpenVINO failed: {reason}") from err
