@@ -15,8 +15,8 @@ from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import load_bundle
 from engine.cli.agreement import print_measured_agreement
-from engine.cli.choices import Activation, Device, Precision, Providers, Threads
-from engine.cli.console import RESULT, STATUS, print_error, print_status, run
+from engine.cli.choices import Activation, Batch, Device, Precision, Providers, Threads, Tune
+from engine.cli.console import RESULT, STATUS, loading, print_error, print_status, run
 from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
 from engine.cli.tables import print_contents, print_explanation, print_origin
@@ -96,7 +96,7 @@ def explain(
         str | None,
         typer.Option(help="What masked-out pixels become: zero, blur, or a colour R,G,B.", metavar="BASELINE"),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Masked images that are scored at a time.", metavar="N")] = 8,
+    batch: Batch = None,
     max_masks: Annotated[int | None, typer.Option(help="Score this many masks at most.", metavar="N")] = None,
     deadline_ms: Annotated[
         float | None, typer.Option(help="Score the masks that fit into this time, per photo.", metavar="MS")
@@ -104,6 +104,7 @@ def explain(
     device: Device = "cpu",
     precision: Precision = "float32",
     threads: Threads = None,
+    tune: Tune = True,
     provider: Providers = None,
     maps: Annotated[bool, typer.Option("--maps", help="Draw a panel of every layer's map too: OUT.maps.png.")] = False,
     as_json: Annotated[
@@ -133,8 +134,16 @@ def explain(
     outputs = Outputs(output, chosen, several=several, maps=maps, replace=force)
     if bundle.resolve() in (output.resolve(), *output.resolve().parents):
         raise OptionError(f"{output}: lies in the bundle, which holds its own files only; choose another place")
-    with STATUS.status("load …"):
-        explainer = load(bundle, device=device, precision=precision, threads=threads, providers=provider)
+    with loading():
+        explainer = load(
+            bundle,
+            device=device,
+            precision=precision,
+            threads=threads,
+            batch_size=batch,
+            tune=tune,
+            providers=provider,
+        )
     if explainer.bundle.preprocess is None:
         raise OptionError(
             f"{bundle}: holds no preprocessing, so it explains prepared arrays, from Python; export it with "
@@ -146,7 +155,6 @@ def explain(
     choices: Choices = {
         "method": chosen_method,
         "activation": activation,
-        "batch_size": batch,
         "max_masks": max_masks,
         "deadline_ms": deadline_ms,
         "visualization_maps": maps,

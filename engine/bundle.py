@@ -119,6 +119,11 @@ class Bundle:
         return self.path / "tapped.onnx"
 
     @property
+    def last_layer(self) -> Path:
+        """As `tapped`, with the last layer's feature maps and average gradients alone."""
+        return self.path / "last_layer.onnx"
+
+    @property
     def gradient(self) -> Path | None:
         """The graph of input gradients: images, classes → logits, image gradients; None as `no_gradient` tells."""
         return self.path / "gradient.onnx" if self.no_gradient is None else None

@@ -3,27 +3,11 @@
 from collections.abc import Sequence
 
 from engine.backends import Session, Tensor
-from engine.bundle import Bundle
+from engine.bundle import Bundle, Layer
 from engine.errors import BundleError
 
 _FLOAT, _INT = "float32", "int64"
 _TARGETS = Tensor(_INT, (None,))
-
-
-def expect_contract(bundle: Bundle, tapped: Session, scorer: Session, name: str = "forward") -> None:
-    """Check that the graphs every method needs are those that the manifest describes.
-
-    Args:
-        bundle: The compiled model.
-        tapped: Its tapped graph.
-        scorer: The graph that scores masks.
-        name: What the latter is called.
-
-    Raises:
-        BundleError: A graph has another input or output than the manifest says.
-    """
-    expect_forward(bundle, scorer, name)
-    expect_tapped(bundle, tapped)
 
 
 def expect_forward(bundle: Bundle, session: Session, name: str = "forward") -> None:
@@ -41,10 +25,16 @@ def expect_tapped(bundle: Bundle, session: Session) -> None:
     Raises:
         BundleError: It has another input or output than the manifest says.
     """
-    image, logits = Tensor(_FLOAT, (1, *bundle.image_shape)), Tensor(_FLOAT, (1, bundle.classes))
-    maps = [Tensor(_FLOAT, (1, layer.channels, layer.height, layer.width)) for layer in bundle.layers]
-    averages = [Tensor(_FLOAT, (None, layer.channels)) for layer in bundle.layers]
-    _expect(bundle, "tapped.onnx", session, [image, _TARGETS], [logits, _TARGETS, *maps, *averages])
+    _expect_tapped(bundle, "tapped.onnx", session, bundle.layers)
+
+
+def expect_last_layer(bundle: Bundle, session: Session) -> None:
+    """Check `last_layer.onnx`.
+
+    Raises:
+        BundleError: It has another input or output than the manifest says.
+    """
+    _expect_tapped(bundle, "last_layer.onnx", session, bundle.layers[-1:])
 
 
 def expect_head(bundle: Bundle, session: Session) -> None:
@@ -87,6 +77,13 @@ def expect_full_gradient(bundle: Bundle, session: Session) -> None:
     images = _images(bundle)
     attributions = [Tensor(_FLOAT, (None, *bias.shape)) for bias in bundle.biases]
     _expect(bundle, "full_gradient.onnx", session, [images, _TARGETS], [_logits(bundle), images, *attributions])
+
+
+def _expect_tapped(bundle: Bundle, graph: str, session: Session, layers: Sequence[Layer]) -> None:
+    image, logits = Tensor(_FLOAT, (1, *bundle.image_shape)), Tensor(_FLOAT, (1, bundle.classes))
+    maps = [Tensor(_FLOAT, (1, layer.channels, layer.height, layer.width)) for layer in layers]
+    averages = [Tensor(_FLOAT, (None, layer.channels)) for layer in layers]
+    _expect(bundle, graph, session, [image, _TARGETS], [logits, _TARGETS, *maps, *averages])
 
 
 def _images(bundle: Bundle) -> Tensor:

@@ -20,6 +20,7 @@ Target: TypeAlias = int | str | None
 Targets: TypeAlias = list[int] | list[str] | list[Target] | tuple[Target, ...]
 
 TOP_CLASS = -1
+_TOO_LATE = ("grad-cam", "error")
 
 
 class MethodOptions(TypedDict, total=False):
@@ -45,17 +46,23 @@ class MethodOptions(TypedDict, total=False):
     iterations: int
 
 
-class Choices(MethodOptions, total=False):
+class Asked(TypedDict, total=False):
+    """How to ask the network; `Explainer.explain` documents it."""
+
+    activation: str | None
+    batch_size: int | None
+    max_masks: int | None
+    deadline_ms: float | None
+    too_late: str
+    progress: Progress | None
+    cancel: Cancel | None
+
+
+class Choices(MethodOptions, Asked, total=False):
     """The keywords of `Explainer.explain`, which documents them."""
 
     method: "str | Method"
-    activation: str | None
-    batch_size: int
-    max_masks: int | None
-    deadline_ms: float | None
     visualization_maps: bool
-    progress: Progress | None
-    cancel: Cancel | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +74,7 @@ class Options:
         batch_size: Changed images scored at a time.
         max_masks: The most masks to score for a class; None for all.
         deadline_ms: When the result shall be there, in milliseconds after the call; None for no deadline.
+        too_late: What a deadline that is too short gives: `grad-cam` or `error`.
         progress: Told how far it is.
         cancel: Ends it.
     """
@@ -75,11 +83,13 @@ class Options:
     batch_size: int = 8
     max_masks: int | None = None
     deadline_ms: float | None = None
+    too_late: str = "grad-cam"
     progress: Progress | None = None
     cancel: Cancel | None = None
 
     def __post_init__(self) -> None:
         expect_known("activation", self.activation, ACTIVATIONS)
+        expect_known("too_late", self.too_late, _TOO_LATE)
         expect_whole("batch_size", self.batch_size)
         if self.max_masks is not None and (not _is_whole(self.max_masks) or self.max_masks < 1):
             raise OptionError(

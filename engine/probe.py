@@ -1,19 +1,21 @@
 """One image before the network: what methods and measures ask it."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import Empty
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends import Session
 from engine.bundle import Bundle
-from engine.errors import BundleError, OptionError
+from engine.costs import Costs
+from engine.errors import BundleError, DeadlineError, OptionError
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import activate
+from engine.lanes import SharedLanes, run_watched
 from engine.network import FORWARD, Network
 from engine.options import TOP_CLASS, Options
 from engine.pace import Pace, expect_wanted
@@ -21,6 +23,11 @@ from engine.scoring import Rows, finite, run_rows, score_rows
 
 Floats = NDArray[np.float32]
 
+LAST_LAYER = "last_layer"
+FINISH = "finish {}"
+"""What the running estimates call what a method does for a class after its last run of the network."""
+
+_COUNTLESS = 1e9
 _CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
 _GRADIENT_COST = 4  # an upper estimate, in forward passes
 
@@ -47,8 +54,10 @@ class Probe:
         photo: The image, as `engine.image.prepare` takes it.
         targets: Indices of the classes, `TOP_CLASS` for the top-1 class.
         options: How to ask.
+        costs: What runs have taken lately, for deadlines.
         finish_s: What a method needs for each class after its last run of the network, in seconds: a deadline leaves
             so much.
+        shared: The lanes, if changed forms of other images are scored with this one's.
 
     Raises:
         ImageError: The image cannot be read or does not fit.
@@ -70,7 +79,9 @@ class Probe:
         photo: Photo,
         targets: Sequence[int],
         options: Options,
+        costs: Costs,
         finish_s: float = 0.0,
+        shared: SharedLanes | None = None,
     ) -> None:
         self.clock = Clock()
         self.bundle = bundle
@@ -80,8 +91,13 @@ class Probe:
         self._targets = targets
         self._logits: Floats | None = None
         self._tapped: Tapped | None = None
-        self._finish_s = finish_s
+        self._last: Tapped | None = None
+        self._costs = costs
+        self._finish_s = finish_s * len(targets)
+        self._shared = shared
         self._image_s = 1.0
+        deadline = options.deadline_ms
+        self._ends = None if deadline is None else self.clock.began + deadline / 1e3
         with self.clock("prepare"):
             prepared = prepare(photo, bundle.preprocess, bundle.image_shape)
         self.image, self.picture = prepared.array, prepared.picture
@@ -141,15 +157,33 @@ class Probe:
 
         Raises:
             ImageError: The network computes NaN or infinity.
+            DeadlineError: It would take, or takes, too long.
             CancelledError: The caller wants no result any more.
             BundleError: The tapped graph is not one that the exporter writes.
             BackendError: The runtime failed.
         """
         if self._tapped is None:
-            with self.clock("tap"):
-                self._tapped = self._tap()
-            self._image_s = self.clock.timings_ms["tap"] / 1e3  # a tapped run holds a forward one
+            self._tapped = self._tap("tapped")
         return self._tapped
+
+    def layer(self, number: int) -> tuple[Floats, Floats]:
+        """Return F_l and α_l of one layer: of the tapped pass, or of a shorter run if it is the last layer.
+
+        Args:
+            number: Number of the feature layer, from 0; or −1 for the last.
+
+        Returns:
+            float32 [C_l, h_l, w_l] and [K, C_l].
+
+        Raises:
+            As `tap`.
+        """
+        found = self._tapped
+        if found is None and number in (-1, len(self.bundle.layers) - 1):
+            self._last = found = self._last or self._tap(LAST_LAYER)
+            number = -1
+        found = found or self.tap()
+        return found.maps[number], found.averages[number]
 
     def layer_gradients(self, layer: int) -> Floats:
         """Return ∂logit/∂F_l for the K classes, float32 [K, C_l, h_l, w_l], by the gradient companions.
@@ -161,31 +195,47 @@ class Probe:
             ImageError: The network computes NaN or infinity.
             BackendError: The runtime failed.
         """
-        maps = self.tap().maps
+        count = len(self.bundle.layers)
+        self.layer(layer)
         with self.clock("gradient"):
             gradient = np.zeros((len(self.classes), self.bundle.classes), np.float32)
             gradient[np.arange(len(self.classes)), self.classes] = 1.0
-            for number in range(len(maps), layer, -1):
-                name = "head" if number == len(maps) else f"block{number + 1}"
-                gradient = finite(self.run(f"{name}.grad", [maps[number - 1][None], gradient])[0])
+            for number in range(count, layer, -1):
+                name = "head" if number == count else f"block{number + 1}"
+                gradient = finite(self.run(f"{name}.grad", [self.layer(number - 1)[0][None], gradient])[0])
         return gradient
 
     def run(self, graph: str, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Run a graph of the bundle once, unless the caller wants no result any more.
 
         Raises:
+            DeadlineError: It would take, or takes, too long.
             CancelledError: The caller wants no result any more.
             BundleError: The bundle has no such graph, or another than its manifest says.
             BackendError: The runtime failed.
         """
         session = self._session(graph)
         expect_wanted(self.options.cancel)
-        outputs = session.run(inputs)
+        work = f"{graph} of {len(inputs[-1])}"  # classes, or images
+        until = self._until(graph, work)
+        began = time.perf_counter()
+        try:
+            outputs = run_watched(session, inputs, until, self.options.cancel)
+        except Empty:
+            self._costs.note_stopped(work, time.perf_counter() - began)
+            raise self.too_late(f"{graph}.onnx had to be stopped") from None
+        self._costs.note(work, time.perf_counter() - began)
         self._count(graph, len(inputs[0]))
         return outputs
 
     def score(
-        self, rows: Rows, count: int | None = None, *, graph: str | None = None, activation: str | None = None
+        self,
+        rows: Rows,
+        count: int | None = None,
+        *,
+        graph: str | None = None,
+        activation: str | None = None,
+        least: int = 1,
     ) -> NDArray[np.float64]:
         """Score changed images, or feature maps of the last layer, for the K classes.
 
@@ -195,12 +245,14 @@ class Probe:
             graph: `forward` for float32 whatever the caller's precision, or `head` for feature maps; None for the graph
                 of that precision.
             activation: What turns logits into class scores, instead of what the caller chose.
+            least: Without the scores of so many rows there is no map, or of all if there are fewer.
 
         Returns:
             float64 [n, K], the scores of the first n rows.
 
         Raises:
             ImageError: The network computes NaN or infinity.
+            DeadlineError: There is no time for so few, or for anything after them.
             CancelledError: The caller wants no result any more.
             BackendError: The runtime failed, or the system has no more threads.
         """
@@ -208,8 +260,9 @@ class Probe:
         classes, session, options = self.classes, self._session(graph), self.options
         pace, activation = self.pace(graph), activation or options.activation
         with self.clock("score"):
-            scores = score_rows(session, rows, classes, activation, options.batch_size, pace, count)
+            scores = score_rows(session, rows, classes, activation, options.batch_size, pace, count, self._shared)
         self._count(graph, len(scores))
+        self._expect_rows(len(scores), min(least, len(rows) if count is None else count))
         return scores
 
     def gradients(
@@ -235,6 +288,7 @@ class Probe:
 
         Raises:
             ImageError: The network computes NaN or infinity.
+            DeadlineError: There is no time for one.
             CancelledError: The caller wants no result any more.
             BundleError: The bundle has no gradient graph.
             BackendError: The runtime failed.
@@ -251,17 +305,32 @@ class Probe:
         pace = self.pace("gradient")
         most = self.options.batch_size if batch_size is None else batch_size
         with self.clock("score"):
-            done = run_rows(session, rows, count, most, pace, take, beside)
+            done = run_rows(session, rows, count, most, pace, take, beside, self._shared)
         self._count("gradient", done)
+        self._expect_rows(done, min(1, count))
         return done
 
     def pace(self, graph: str) -> Pace:
-        """Return what says before each run of a graph how far to go."""
-        ends = self.options.deadline_ms
-        if ends is not None:
-            ends = self.clock.began + ends / 1e3 - self._finish_s * len(self._targets)
-        runs = self._session(graph).runs_at_once
-        return Pace(ends=ends, mask_s=self._image_s * runs, progress=self.options.progress, cancel=self.options.cancel)
+        """Return what says before each run of a graph how far to go.
+
+        Raises:
+            DeadlineError: There is no time for what comes after the runs.
+        """
+        ends = None if self._ends is None else self._ends - self._finish_s
+        if ends is not None and ends < time.perf_counter():
+            raise self.too_late("there was no time left for masks")
+        return Pace(
+            ends=ends,
+            costs=self._costs,
+            row=f"row of {graph}",
+            first_s=self._image_s * self._session(graph).runs_at_once,
+            progress=self.options.progress,
+            cancel=self.options.cancel,
+        )
+
+    def ignore_deadline(self) -> None:
+        """Carry out to the end what is asked from now on: there is nothing shorter, or little is left to do."""
+        self._ends = None
 
     def within_budget(self, count: int) -> int:
         """Return how many of so many changed images the caller allows."""
@@ -272,7 +341,7 @@ class Probe:
         """Return how many masks are likely to be scored before the deadline; None when there is none."""
         if self.options.deadline_ms is None:
             return None
-        return self.pace(self.scorer).room(1, sys.maxsize) * self._session(self.scorer).runs_at_once
+        return int(min(self.pace(self.scorer).fit(), _COUNTLESS)) * self._session(self.scorer).runs_at_once
 
     def layer_number(self, name: str | None) -> int:
         """Return the number of a feature layer from 0, by its name; None is the last layer.
@@ -297,23 +366,71 @@ class Probe:
         self.evaluations[graph] = self.evaluations.get(graph, 0) + images
         self.scored_at = time.perf_counter()
 
-    def _tap(self) -> Tapped:
+    def _tap(self, graph: str) -> Tapped:
+        """Run `tapped`, or `last_layer`, which is the same for that layer alone."""
         averages: list[list[Floats]] = []
-        for start in range(0, len(self._targets), _CLASSES_AT_ONCE):
-            part = np.array(self._targets[start : start + _CLASSES_AT_ONCE], np.int64)
-            logits, indices, *rest = self.run("tapped", [self.image, part])
-            count = len(rest) // 2
-            self._logits = finite(logits)
-            meant = self.classes[start : start + _CLASSES_AT_ONCE]
-            if indices.tolist() != meant:
-                raise BundleError(
-                    f"tapped.onnx: says that it explained the classes {indices.tolist()}; expected {meant}: it is not "
-                    "what python -m engine.export writes, export the model again"
-                )
-            averages.append([finite(alpha) for alpha in rest[count:]])
-        maps = [finite(layer)[0] for layer in rest[:count]]
+        with self.clock("tap"):
+            for start in range(0, len(self._targets), _CLASSES_AT_ONCE):
+                part = np.array(self._targets[start : start + _CLASSES_AT_ONCE], np.int64)
+                logits, indices, *rest = self.run(graph, [self.image, part])
+                count = len(rest) // 2
+                self._logits = finite(logits)
+                meant = self.classes[start : start + _CLASSES_AT_ONCE]
+                if indices.tolist() != meant:
+                    raise BundleError(
+                        f"{graph}.onnx: says that it explained the classes {indices.tolist()}; expected {meant}: it is "
+                        "not what python -m engine.export writes, export the model again"
+                    )
+                averages.append([finite(alpha) for alpha in rest[count:]])
+            maps = [finite(layer)[0] for layer in rest[:count]]
+        self._image_s = self.clock.timings_ms["tap"] / 1e3  # such a run holds a forward one
         return Tapped(
             maps=tuple(maps), averages=tuple(np.concatenate(alphas) for alphas in zip(*averages, strict=True))
+        )
+
+    def _until(self, graph: str, work: str) -> float | None:
+        """Return when a run is to be stopped, on the clock of `time.perf_counter`; None for never.
+
+        A run whose cost is not known yet is tried. Time for the last layer's run and its map is left, if the caller
+        gets that in the place of a late one; but a run that will hardly be late itself needs no such reserve.
+
+        Raises:
+            DeadlineError: It would be late.
+        """
+        spare = self.options.too_late != "error"
+        if self._ends is None or (spare and graph == LAST_LAYER):
+            return None
+        if spare and self._spare_s() is None:
+            for _ in range(2):  # measures it, and has the map ready; the first call with a deadline pays for it
+                self._last = self._tap(LAST_LAYER)
+        now = time.perf_counter()
+        until = self._ends - ((self._spare_s() or 0.0) if spare and self._last is None else 0.0)
+        usual, high = self._costs.usual(work), self._costs.high(work)
+        if high is not None and now + high <= self._ends - self._finish_s:
+            until = max(until, now + high)
+        if now + (usual or 0.0) > until:
+            self._costs.refused(work)
+            raise self.too_late(f"there was no time to run {graph}.onnx")
+        return until
+
+    def _spare_s(self) -> float | None:
+        """Return what a map of the last layer takes at most, in seconds; None if that is not known."""
+        run = self._costs.high(f"{LAST_LAYER} of {min(len(self._targets), _CLASSES_AT_ONCE)}")
+        return None if run is None else run + (self._costs.high(FINISH.format("grad-cam")) or 0.0)
+
+    def _expect_rows(self, done: int, least: int) -> None:
+        if done < least:
+            raise self.too_late(f"there was time for {done} of at least {least} masks")
+
+    def too_late(self, what: str) -> DeadlineError:
+        """Return the error that the deadline is too short.
+
+        Args:
+            what: Shows it.
+        """
+        return DeadlineError(
+            f"deadline_ms is {self.options.deadline_ms:g}, and {what}; expected a longer one, or too_late='grad-cam', "
+            "which gives a map of the last layer in the place of a late one"
         )
 
 

@@ -1,5 +1,6 @@
 """Fixtures that every test may use, and the check that nothing was skipped that could have run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,15 @@ def assets() -> Path:
     if not ASSETS.is_dir():
         pytest.skip(_NEEDS_ASSETS)
     return ASSETS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tuned_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test may touch the user's cache folder; and in this process nothing is measured, so that nothing varies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("engine.tuning.SWEEP_S", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from tests.tiny_cnn import HEIGHT, LABELS, WIDTH
 
 FILES = (
     *("block1.grad.onnx", "block1.onnx", "block2.grad.onnx", "block2.onnx", "block3.grad.onnx", "block3.onnx"),
-    *("forward.onnx", "full_gradient.onnx", "gradient.onnx", "head.grad.onnx", "head.onnx", "tapped.onnx"),
-    "weights.bin",
+    *("forward.onnx", "full_gradient.onnx", "gradient.onnx", "head.grad.onnx", "head.onnx", "last_layer.onnx"),
+    *("tapped.onnx", "weights.bin"),
 )
 REMEDY = "export or copy the bundle again"
 MANIFEST_EXPECTED = "expected the manifest of a bundle made by python -m engine.export: copy it again"
@@ -67,6 +67,7 @@ def test_values(tiny_bundle: Path) -> None:
     )
     assert bundle.forward == tiny_bundle / "forward.onnx"
     assert bundle.tapped == tiny_bundle / "tapped.onnx"
+    assert bundle.last_layer == tiny_bundle / "last_layer.onnx"
     assert bundle.gradient == tiny_bundle / "gradient.onnx"
     assert bundle.full_gradient == tiny_bundle / "full_gradient.onnx"
     assert bundle.head == tiny_bundle / "head.onnx"
@@ -116,7 +117,7 @@ def test_a_block_that_the_bundle_does_not_have(tiny_bundle: Path) -> None:
 
 
 def test_the_manifest_lists_every_other_file(tiny_bundle: Path) -> None:
-    assert tuple(sorted(file.name for file in tiny_bundle.iterdir())) == (*FILES[:11], "manifest.json", *FILES[11:])
+    assert tuple(sorted(file.name for file in tiny_bundle.iterdir())) == (*FILES[:12], "manifest.json", *FILES[12:])
     listed = load_bundle(tiny_bundle).manifest["files"]
     assert isinstance(listed, dict)
     assert tuple(listed) == FILES

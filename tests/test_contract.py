@@ -19,11 +19,11 @@ from engine.backends import OnnxRuntimeCpu, Session, Tensor
 from engine.bundle import Bundle, seal, sha256_of
 from engine.contract import (
     expect_companion,
-    expect_contract,
     expect_forward,
     expect_full_gradient,
     expect_gradient,
     expect_head,
+    expect_last_layer,
     expect_tapped,
 )
 from engine.errors import BundleError
@@ -99,7 +99,7 @@ def test_a_tapped_graph_without_targets(bundle: Path) -> None:
     forward = OnnxRuntimeCpu(threads=1).open(loaded.forward)
     text = f"{bundle}: tapped.onnx: inputs are {IMAGE}; the manifest says float32 [1, 3, 24, 32], int64 [?]: {REMEDY}"
     with pytest.raises(BundleError, match=f"^{re.escape(text)}$"):
-        expect_contract(loaded, forward, forward)
+        expect_tapped(loaded, forward)
 
 
 def test_a_tapped_graph_that_explains_another_class(tiny_bundle: Path) -> None:
@@ -123,6 +123,7 @@ def test_a_tapped_graph_that_explains_another_class(tiny_bundle: Path) -> None:
 CHECKS: dict[str, Callable[[Bundle, Session], None]] = {
     "forward.onnx": expect_forward,
     "tapped.onnx": expect_tapped,
+    "last_layer.onnx": expect_last_layer,
     "head.onnx": expect_head,
     "gradient.onnx": expect_gradient,
     "full_gradient.onnx": expect_full_gradient,
@@ -131,6 +132,10 @@ CHECKS: dict[str, Callable[[Bundle, Session], None]] = {
     "head.grad.onnx": partial(expect_companion, name="head"),
 }
 INTERFACES = {
+    "last_layer.onnx": (
+        "float32 [1, 3, 24, 32], int64 [?]",
+        "float32 [1, 5], int64 [?], float32 [1, 16, 6, 8], float32 [?, 16]",
+    ),
     "head.onnx": ("float32 [?, 16, 6, 8]", "float32 [?, 5]"),
     "gradient.onnx": (f"{IMAGE}, int64 [?]", f"float32 [?, 5], {IMAGE}"),
     "full_gradient.onnx": (f"{IMAGE}, int64 [?]", f"float32 [?, 5], {IMAGE}, float32 [?, 8, 24, 32], float32 [?, 5]"),

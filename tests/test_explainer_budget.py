@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 import engine
+from engine.backends import Brake
 from tests.reference import kriging, method
 from tests.tiny_cnn import photo_pixels
 
@@ -118,15 +119,6 @@ def test_a_budget_that_suffices_changes_nothing(explainer: engine.Explainer) -> 
     assert result.warnings == whole.warnings
 
 
-def test_a_deadline_that_has_passed_scores_one_mask(explainer: engine.Explainer) -> None:
-    result = explainer.explain(photo_pixels(), deadline_ms=1e-6, rule="all")
-    assert (result.scored, result.complete) == (1, False)
-    assert result.heatmap.max() == 1.0
-    (score,) = np.concatenate([layer.scores[~np.isnan(layer.scores)] for layer in result.layers])
-    for layer in result.layers:
-        assert set(layer.estimated_scores[~np.isnan(layer.estimated_scores)]) <= {score}
-
-
 def test_progress_counts_the_masks_of_all_classes_once(explainer: engine.Explainer) -> None:
     told: list[tuple[int, int]] = []
     one, other = explainer.explain(
@@ -154,9 +146,9 @@ def test_what_progress_raises_reaches_the_caller(
     class Slow:
         runs_at_once = forward.runs_at_once
 
-        def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        def run(self, inputs: list[np.ndarray], brake: Brake | None = None) -> list[np.ndarray]:
             time.sleep(0.02)  # so that the threads are still there when progress is told
-            return forward.run(inputs)
+            return forward.run(inputs, brake)
 
     monkeypatch.setitem(with_threads._network._sessions, "forward", Slow())
 
@@ -210,11 +202,11 @@ def test_a_lane_that_fails_ends_the_others(with_threads: engine.Explainer, monke
     class Failing:
         runs_at_once = forward.runs_at_once
 
-        def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        def run(self, inputs: list[np.ndarray], brake: Brake | None = None) -> list[np.ndarray]:
             runs.append(len(inputs[0]))
             if len(runs) == 2:
                 raise engine.BackendError("the runtime failed")
-            return forward.run(inputs)
+            return forward.run(inputs, brake)
 
     monkeypatch.setitem(with_threads._network._sessions, "forward", Failing())
     with pytest.raises(engine.BackendError, match=r"^the runtime failed$"):
@@ -241,14 +233,12 @@ def test_a_system_without_more_threads(tiny_bundle: Path, monkeypatch: pytest.Mo
     assert scoring_threads() == []
 
 
-def test_budgets_and_deadlines_with_several_threads(tiny_bundle: Path, explainer: engine.Explainer) -> None:
+def test_a_budget_with_several_threads(tiny_bundle: Path, explainer: engine.Explainer) -> None:
     several = engine.load(tiny_bundle, threads=3)
     expected = explainer.explain(photo_pixels(), rule="all", max_masks=11)
     found = several.explain(photo_pixels(), rule="all", max_masks=11)
     assert [layer.scored for layer in found.layers] == [layer.scored for layer in expected.layers]
     np.testing.assert_allclose(found.heatmap, expected.heatmap, atol=1e-5)
-    late = several.explain(photo_pixels(), rule="all", deadline_ms=1e-6)
-    assert (late.scored, late.complete) == (1, False)
 
 
 def test_what_is_logged(explainer: engine.Explainer, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.backends import Brake
+from engine.costs import Costs
 from engine.errors import ImageError
 from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.pace import Pace
@@ -25,7 +27,7 @@ class MeanNetwork:
         self.runs_at_once = runs_at_once
         self.batch_sizes: list[int] = []
 
-    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def run(self, inputs: Sequence[NDArray[np.generic]], brake: Brake | None = None) -> list[NDArray[np.generic]]:  # noqa: ARG002
         self.batch_sizes.append(len(inputs[0]))
         return [inputs[0].mean(axis=(2, 3))]
 
@@ -34,7 +36,7 @@ class Stop(Pace):
     """Has room for a number of masks."""
 
     def __init__(self, after: int) -> None:
-        super().__init__(ends=None, mask_s=1.0, progress=None, cancel=None)
+        super().__init__(ends=None, costs=Costs(), row="row", first_s=1.0, progress=None, cancel=None)
         self._after = after
 
     def room(self, started: int, planned: int) -> int:

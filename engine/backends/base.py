@@ -1,12 +1,16 @@
 """What the engine asks of a runtime."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.backends.threads import Threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,43 @@ class Tensor:
 
     def __str__(self) -> str:
         return f"{self.dtype} [{', '.join('?' if size is None else str(size) for size in self.shape)}]"
+
+
+class Brake:
+    """Stops a run that is under way in another thread.
+
+    Attributes:
+        pulled: Whether it was pulled.
+    """
+
+    def __init__(self) -> None:
+        self.pulled = False
+        self._lock = Lock()
+        self._stop: Callable[[], object] | None = None
+
+    def pull(self) -> None:
+        """Stop the run as soon as the runtime can, now or when it begins; does not wait for it."""
+        with self._lock:
+            self.pulled = True
+            if self._stop is not None:
+                self._stop()
+
+    @contextmanager
+    def on(self, stop: Callable[[], object]) -> Iterator[None]:
+        """Say how to stop the run that goes on within a `with` block.
+
+        Args:
+            stop: Makes the runtime end the run with an error, and returns at once.
+        """
+        with self._lock:
+            self._stop = stop
+            if self.pulled:
+                stop()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stop = None
 
 
 class Session(Protocol):
@@ -43,18 +84,19 @@ class Session(Protocol):
         """The graph's outputs, in its order."""
         ...
 
-    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def run(self, inputs: Sequence[NDArray[np.generic]], brake: Brake | None = None) -> list[NDArray[np.generic]]:
         """Run the graph once.
 
         Args:
             inputs: One array for each graph input, in the graph's order. They stay the caller's; the session keeps
                 none.
+            brake: Stops this run before its end.
 
         Returns:
             One new array for each graph output, in the graph's order; they are the caller's.
 
         Raises:
-            BackendError: The runtime refused the inputs or failed.
+            BackendError: The runtime refused the inputs, failed, or was stopped.
         """
         ...
 
@@ -64,15 +106,30 @@ class Backend(Protocol):
 
     Args:
         threads: Threads that work on one explanation; None for one per CPU that this process may use.
+        lanes: Runs at a time of a graph that is run often, which share the threads out; None for one per thread.
+        spinning: Whether a thread that waits for the others of its run keeps its CPU busy; None for False.
         providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
 
     Attributes:
         precisions: In what it can score masks; `float32` comes first.
+        runtime: The runtime's name and version.
+        can_spin: Whether `spinning` may be True.
+        threads: What was asked for, with everything decided.
     """
 
     precisions: ClassVar[tuple[str, ...]]
+    runtime: ClassVar[str]
+    can_spin: ClassVar[bool]
+    threads: Threads
 
-    def __init__(self, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None: ...
+    def __init__(
+        self,
+        *,
+        threads: int | None = None,
+        lanes: int | None = None,
+        spinning: bool | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None: ...
 
     def open(self, graph: Path | bytes, *, many_runs: bool = False, precision: str = "float32") -> Session:
         """Load a graph from a file, beside which its external data lies, or from the bytes of a model.
@@ -80,7 +137,7 @@ class Backend(Protocol):
         Args:
             graph: The file, or the bytes.
             many_runs: Whether the graph will be run so often that several runs can be under way at a time; else one
-                run has the whole machine.
+                run has all threads.
             precision: One of `precisions`: in what to compute a graph of float32 operators. A graph with int8 operators
                 has its precision in itself.
 

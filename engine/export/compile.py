@@ -23,7 +23,7 @@ from engine.export.calibration import expect_enough
 from engine.export.cut import feature_layers
 from engine.export.differentiate import companion
 from engine.export.int8 import add_int8
-from engine.export.link import forward, full_gradient, gradient, tapped
+from engine.export.link import forward, full_gradient, gradient, last_layer, tapped
 from engine.export.pack import new_bundle, write_graphs, write_manifest
 from engine.export.source import Source, load_source
 from engine.export.split import Block, split
@@ -134,6 +134,7 @@ def export(
         graphs = {block.name: block.model.clone() for block in blocks}
         graphs |= {f"{name}.grad": model.clone() for name, model in companions.items()}
         graphs |= {"forward": forward(source), "tapped": tapped(source, points)}
+        graphs |= {"last_layer": last_layer(source, points)}
         if no_gradient is None:
             graphs |= {"gradient": gradient(source), "full_gradient": full_gradient(source, biased)}
         placed = write_graphs(folder, graphs)
@@ -165,6 +166,7 @@ def export(
                 "forward": "forward.onnx",
                 "int8": None,
                 "tapped": "tapped.onnx",
+                "last_layer": "last_layer.onnx",
                 "gradient": "gradient.onnx" if no_gradient is None else None,
                 "full_gradient": "full_gradient.onnx" if no_gradient is None else None,
                 "no_gradient": no_gradient,

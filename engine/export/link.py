@@ -1,7 +1,8 @@
 """Linking the imported network into the graphs that run: forward and tapped, and those of input gradients.
 
-Forward and tapped are two graphs on purpose: `tapped` runs once per image; `forward` runs on every masked batch and
-exposes no inner tensor, since an inner tensor that is also an output keeps runtimes from fusing the ops around it.
+Forward and tapped are two graphs on purpose: `tapped`, or `last_layer` in its place, runs once per image; `forward`
+runs on every masked batch and exposes no inner tensor, since an inner tensor that is also an output keeps runtimes from
+fusing the ops around it.
 For the same reason `gradient` is not `full_gradient` with fewer outputs asked for.
 """
 
@@ -35,9 +36,21 @@ def tapped(source: Source, layers: Sequence[CutPoint]) -> ir.Model:
 
     Source: SISE (arXiv 2010.00672), "Feature map selection": the average gradient.
     """
+    return _tapped(source, "tapped", list(enumerate(layers, start=1)))
+
+
+def last_layer(source: Source, layers: Sequence[CutPoint]) -> ir.Model:
+    """Build `last_layer.onnx`: as `tapped.onnx`, with F_L and `average_gradient_L` of the last layer alone.
+
+    It costs little more than a forward pass, since the gradient goes back through the head only.
+    """
+    return _tapped(source, "last_layer", [(len(layers), layers[-1])])
+
+
+def _tapped(source: Source, name: str, layers: Sequence[tuple[int, CutPoint]]) -> ir.Model:
     model = source.model.clone()
     graph = model.graph
-    graph.name = "tapped"
+    graph.name = name
     image, logits = graph.inputs[0], graph.outputs[0]
     image.shape = ir.Shape([1, *source.image_shape])
     logits.shape = ir.Shape([1, source.classes])
@@ -49,12 +62,12 @@ def tapped(source: Source, layers: Sequence[CutPoint]) -> ir.Model:
     chosen = g.op("Where", g.op("Less", target, g.ints(0)), top, target)
     chosen.dtype = ir.DataType.INT64
     values = {value.name: value for node in graph for value in node.outputs}
-    maps = [values[layer.name] for layer in layers]
+    maps = [values[layer.name] for _, layer in layers]
     gradients = append_gradients(g, {logits: _one_hot(g, chosen, logits, source.classes)}, maps, source.opset)
     averages = [sum_over_space(g, gradients[value]) for value in maps]
 
     _describe(chosen, "target_index", [CLASSES], ir.DataType.INT64)
-    for number, (layer, value, average) in enumerate(zip(layers, maps, averages, strict=True), start=1):
+    for (number, layer), value, average in zip(layers, maps, averages, strict=True):
         value.shape = ir.Shape([1, layer.channels, layer.height, layer.width])
         _describe(average, f"average_gradient_{number}", [CLASSES, layer.channels], logits.dtype)
     graph.outputs[:] = [logits, chosen, *maps, *averages]

@@ -59,6 +59,8 @@ def verify_tapped(
 ) -> tuple[dict[str, float], Chain]:
     """Compare the tapped graph with the companions run one after the other, and those with themselves, row by row.
 
+    And `last_layer.onnx` with the tapped graph.
+
     Returns:
         The errors of the average gradients by feature layer, and what the companions made of the first two images.
 
@@ -96,8 +98,24 @@ def verify_tapped(
                 f"{error:.2g} of the gradients' size; expected at most {LINK_BOUND:g}; nothing was written"
             )
         errors[layers[number - 1].name] = error
+    _verify_last_layer(runtime, folder, images[:1], targets, [logits, chosen, maps[-1], averages[-1]])
     chain = Chain(classes=np.array(expected), logits=np.concatenate([logits, other_logits]), gradient=both)
     return dict(reversed(errors.items())), chain
+
+
+def _verify_last_layer(
+    runtime: OnnxRuntimeCpu, folder: Path, image: Array, targets: NDArray[np.int64], expected: Sequence[Array]
+) -> None:
+    found = open_graph(runtime, folder / "last_layer.onnx")(image, targets)
+    for what, value, right in zip(
+        ("logits", "classes", "feature maps", "average gradients"), found, expected, strict=True
+    ):
+        error = _share(value - right, right) if value.shape == right.shape else float("inf")
+        if not error <= LINK_BOUND:
+            raise VerificationError(
+                f"last_layer.onnx: its {what} differ from those of tapped.onnx by {error:.2g} of their size; expected "
+                f"at most {LINK_BOUND:g}; nothing was written"
+            )
 
 
 def verify_input_gradients(

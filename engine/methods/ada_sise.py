@@ -92,7 +92,7 @@ class AdaSise:
             orders = [self._order(probe, tapped.maps, own) for own in plans]
         turns = take_turns([own.pairs(order) for own, order in zip(plans, orders, strict=True)])
         rows = FeatureMasks(probe.image[0], baseline, tapped.maps, turns)
-        masks = rows.by_layer(probe.score(rows))
+        masks = rows.by_layer(probe.score(rows, least=0))
         return [self._fuse(probe, tapped.maps, masks, plans[k], orders[k], k) for k in range(count)]
 
     def _order(self, probe: Probe, maps: Sequence[Floats], own: Plan) -> NDArray[np.int64]:

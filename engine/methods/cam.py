@@ -31,9 +31,9 @@ class GradCam:
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe."""
         layer = probe.layer_number(self.layer)
-        tapped = probe.tap()
-        maps = tapped.maps[layer].astype(np.float64)
-        return [activation_map(np.einsum("k,khw->hw", alpha, maps), probe) for alpha in tapped.averages[layer]]
+        maps, averages = probe.layer(layer)
+        maps64 = maps.astype(np.float64)
+        return [activation_map(np.einsum("k,khw->hw", alpha, maps64), probe) for alpha in averages]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class _ByGradients(ABC):
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe."""
         layer = probe.layer_number(self.layer)
-        maps = probe.tap().maps[layer].astype(np.float64)
+        maps = probe.layer(layer)[0].astype(np.float64)
         return [activation_map(self.make(maps, g.astype(np.float64)), probe) for g in probe.layer_gradients(layer)]
 
     @staticmethod

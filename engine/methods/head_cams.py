@@ -36,10 +36,9 @@ class AblationCam:
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, with one scoring."""
-        tapped = probe.tap()
-        maps = tapped.maps[-1]
+        maps, averages = probe.layer(-1)
         empty = np.logical_not(maps.any(axis=(1, 2)))
-        orders = [np.argsort(-np.abs(alpha.astype(np.float64)), kind="stable") for alpha in tapped.averages[-1]]
+        orders = [np.argsort(-np.abs(alpha.astype(np.float64)), kind="stable") for alpha in averages]
         scorable = int(np.count_nonzero(~empty))
         planned = [order[~empty[order]][: probe.within_budget(scorable)] for order in orders]
         channels = np.array(take_turns([order.tolist() for order in planned]), np.int64)
@@ -80,7 +79,7 @@ class ReciproCam:
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, with one scoring."""
-        maps = probe.tap().maps[-1]
+        maps, _ = probe.layer(-1)
         places = np.argsort(-np.abs(maps).sum(axis=0, dtype=np.float64), axis=None, kind="stable")
         rows = _OnePlace(maps, places, gaussian=self.gaussian)
         scores = probe.score(rows, probe.within_budget(len(places)), graph="head")

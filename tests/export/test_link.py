@@ -8,7 +8,7 @@ import torch
 
 from engine.export.cut import feature_layers
 from engine.export.evaluate import function, in_float64
-from engine.export.link import forward, tapped
+from engine.export.link import forward, last_layer, tapped
 from engine.export.source import Source, load_source
 from tests.export.networks import CNN_CLASSES, CNN_LAYERS, small_cnn, written
 from tests.export.rules.gradients import Array, error, runtime
@@ -146,3 +146,28 @@ def test_source_may_use_the_names_of_tapped(
     outputs = runtime(tapped_graph(renamed))(image, np.array([1], np.int64))
     for found, average in zip(outputs[5:], expected, strict=True):
         assert error(found, average) <= 1e-5
+
+
+def test_the_last_layer_alone(source: Source, image: Array) -> None:
+    layers = feature_layers(source.model.graph)
+    model = last_layer(source, layers)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert model.graph.name == "last_layer"
+    assert [(value.name, str(value.shape)) for value in model.graph.inputs] == [
+        ("x", "[1,3,16,12]"),
+        ("target", "[targets]"),
+    ]
+    assert [(value.name, str(value.shape), str(value.dtype)) for value in model.graph.outputs] == [
+        ("logits", "[1,5]", "FLOAT"),
+        ("target_index", "[targets]", "INT64"),
+        ("clip4", "[1,10,4,3]", "FLOAT"),
+        ("average_gradient_3", "[targets,10]", "FLOAT"),
+    ]
+    logits, chosen, maps, averages = runtime(model)(image, np.array([4, -1], np.int64))
+    values = TorchNetwork(ir.to_proto(source.model)).run(image, ["clip4", "logits"])
+    assert error(logits, values["logits"].numpy()) <= 1e-5
+    assert error(maps, values["clip4"].numpy()) <= 1e-5
+    classes = [4, int(values["logits"].argmax())]
+    assert chosen.tolist() == classes
+    assert error(averages, torch_averages(source, image, classes)[2]) <= 1e-5
+    assert len(model.graph) < len(tapped(source, layers).graph)

@@ -406,6 +406,33 @@ def test_tapped_graph_that_takes_other_classes_is_refused(model: Path, monkeypat
     assert "; expected [" in message
 
 
+@pytest.mark.parametrize(
+    ("number", "what"),
+    [(0, "logits"), (2, "feature maps"), (3, "average gradients")],
+    ids=["logits", "maps", "gradients"],
+)
+def test_wrong_graph_of_the_last_layer_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, number: int, what: str
+) -> None:
+    right = compilation.last_layer
+
+    def wrong(*arguments: object) -> ir.Model:
+        result = right(*arguments)
+        value = result.graph.outputs[number]
+        name, value.name = value.name, "right"
+        g = GraphBuilder(result.graph, "wrong")
+        doubled = g.op("Mul", value, g.floats(2.0, value))
+        doubled.name, doubled.shape, doubled.type = name, value.shape, value.type
+        result.graph.outputs[number] = doubled
+        return result
+
+    monkeypatch.setattr(compilation, "last_layer", wrong)
+    assert refusal(model) == (
+        f"last_layer.onnx: its {what} differ from those of tapped.onnx by 1 of their size; expected at most "
+        f"{LINK_BOUND:g}; nothing was written"
+    )
+
+
 @pytest.mark.parametrize("shape", [(3, 24, 32), (1, 7, 5), (3, 1, 8)])
 def test_photo_like_images(shape: tuple[int, int, int]) -> None:
     images = photo_like(shape, rows=3)

@@ -51,7 +51,9 @@ def test_maps_by_gradients(tiny: Tiny, name: str, layer: str | None) -> None:
 
 
 def test_what_gradients_cost(tiny: Tiny) -> None:
-    assert tiny.explainer.explain(tiny.x, 2, method="grad-cam").evaluations == {"tapped": 1}
+    assert tiny.explainer.explain(tiny.x, 2, method="grad-cam").evaluations == {"last_layer": 1}
+    result = tiny.explainer.explain(tiny.x, 2, method="layer-cam")
+    assert result.evaluations == {"last_layer": 1, "head.grad": 1}
     result, *_ = tiny.explainer.explain(tiny.x, CLASSES, method="layer-cam", layer="relu1")
     assert result.evaluations == {"tapped": 1, "head.grad": 1, "block3.grad": 1, "block2.grad": 1}
 
@@ -86,7 +88,7 @@ def test_ablation_cam(tiny: Tiny) -> None:
         maps, _ = tiny.maps_and_gradients(target)
         agrees(result.heatmap, heatmap(cam.ablation_cam(maps, target, tiny.head), tiny.size))
         live = int(maps.any(axis=(1, 2)).sum())
-        assert result.evaluations == {"tapped": 1, "head": live}
+        assert result.evaluations == {"last_layer": 1, "head": live}
         assert result.scored == result.scorable == live < len(maps)
 
 
@@ -98,7 +100,7 @@ def test_recipro_cam(tiny: Tiny, gaussian: bool, activation: str) -> None:
         maps, _ = tiny.maps_and_gradients(target)
         expected = cam.recipro_cam(maps, target, tiny.head, activation, gaussian=gaussian)
         agrees(result.heatmap, heatmap(expected, tiny.size))
-        assert result.evaluations == {"tapped": 1, "head": maps[0].size}
+        assert result.evaluations == {"last_layer": 1, "head": maps[0].size}
 
 
 @pytest.mark.parametrize("name", ["score-cam", "group-cam", "ablation-cam", "recipro-cam"])

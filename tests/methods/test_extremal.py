@@ -9,6 +9,7 @@ import torch
 
 import engine
 from engine.methods.extremal import Ascent, Perturbation
+from engine.pace import Pace
 from tests.methods.conftest import Tiny
 from tests.reference import extremal
 from tests.reference.attribution import heatmap, input_gradient
@@ -133,8 +134,10 @@ def test_a_budget_smaller_than_the_areas_leaves_areas_out(tiny: Tiny) -> None:
     assert one.figures.keys() == cut.figures.keys() == {"area_0.2", "reward_0.2"}
 
 
-def test_a_deadline_leaves_the_mask_so_far(tiny: Tiny) -> None:
-    first, second = tiny.explainer.explain(tiny.x, [1, 3], method=METHOD, deadline_ms=1e-3)
+def test_a_deadline_leaves_the_mask_so_far(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as hurried:
+        hurried.setattr(Pace, "room", lambda _, started, planned: min(1, planned) - started)
+        first, second = tiny.explainer.explain(tiny.x, [1, 3], method=METHOD)
     one = tiny.explainer.explain(tiny.x, 1, method=METHOD, iterations=1)
     np.testing.assert_array_equal(first.heatmap, one.heatmap)
     assert (first.scored, first.scorable, second.scored) == (1, 800, 0)

@@ -1,0 +1,383 @@
+"""Threads that run a graph on rows, of one image or of several, in batches."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import accumulate
+from queue import Empty, SimpleQueue
+from threading import Condition, Lock, Thread
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends import Brake, Session
+from engine.errors import BackendError
+from engine.pace import Cancel, Pace, wait
+
+Floats = NDArray[np.float32]
+Arrays: TypeAlias = list[NDArray[np.generic]]
+Write: TypeAlias = Callable[[range, Floats], None]
+"""Writes the rows of these numbers, in this order, over the first rows of a batch [n, *shape]."""
+
+_CLOSED = "the threads that run the network were stopped, since nobody waits for their results; explain the image again"
+
+
+class Rows(Protocol):
+    """What the network is run on, row by row: images, or feature maps, that were changed.
+
+    The rows are written into the batch when their turn has come, so that they are never all there at a time.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Sizes of one row: C, H and W."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def writer(self) -> Write:
+        """Return a function that writes rows; every thread has one of its own."""
+        ...
+
+
+class Job:
+    """Rows of one image that wait to be run, and how far that has come.
+
+    Args:
+        rows: What to run the graph on; it is the first input.
+        count: Run it on the first so many.
+        most: The most rows in one run.
+        pace: Says before each run how far to go.
+        keep: Takes the numbers of the rows of a run, and the graph's outputs for them, one run at a time; never called
+            once the job was left.
+        beside: Gives the graph's other inputs for the rows of these numbers.
+
+    Attributes:
+        pace: As given.
+        count: As given.
+        rows: As given.
+        beside: As given.
+        taken: How many rows runs have begun with.
+        under_way: How many runs have rows of it.
+        left: Whether the caller waits for no more of it.
+        news: Tells the caller how many rows a run has ended with, and None when there will be no more.
+        failure: What ended it, if it was an error.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        count: int,
+        most: int,
+        pace: Pace,
+        keep: Callable[[range, Arrays], None],
+        beside: Callable[[range], Arrays] = lambda _: [],
+    ) -> None:
+        self.rows, self.count, self.pace, self.beside = rows, count, pace, beside
+        self.taken = self.under_way = 0
+        self.left = False
+        self.news: SimpleQueue[int | None] = SimpleQueue()
+        self.failure: BaseException | None = None
+        self._most = most
+        self._keep = keep
+        self._keeping = Lock()
+        self._writers: dict[int, Write] = {}
+        self._ended: dict[int, int] = {}
+
+    @property
+    def unbroken(self) -> int:
+        """How many rows were run, from the first: a run that was stopped leaves a gap."""
+        done = 0
+        while done in self._ended:
+            done = self._ended[done]
+        return done
+
+    def take(self, free: int) -> range:
+        """Give a run so many rows at most, by their numbers; none when there is no time for more."""
+        room = self.pace.room(self.taken, self.count)
+        part = range(self.taken, self.taken + min(room, self._most, free))
+        self.taken = part.stop
+        return part
+
+    def write(self, lane: int, part: range, batch: Floats) -> None:
+        """Write rows into a batch, with the writer of a lane."""
+        if lane not in self._writers:
+            self._writers[lane] = self.rows.writer()
+        self._writers[lane](part, batch)
+
+    def keep(self, part: range, outputs: Arrays) -> None:
+        """Take what a run has computed, unless the job was left."""
+        with self._keeping:
+            if self.left:
+                return
+            self._keep(part, outputs)
+            self._ended[part.start] = part.stop
+        self.news.put(len(part))
+
+    def fail(self, failure: BaseException) -> None:
+        """Take note that a run has failed."""
+        self.failure = self.failure or failure
+        self.news.put(None)
+
+    def leave(self) -> None:
+        """Wait for no more of it."""
+        with self._keeping:
+            self.left = True
+
+
+class _Run:
+    """A run with rows of one job or of several."""
+
+    def __init__(self, parts: Sequence[tuple[Job, range]]) -> None:
+        self.parts = parts
+        self.brake = Brake()
+
+
+class Lanes:
+    """Threads that run one graph on the rows of jobs, the oldest job's first, until they are closed.
+
+    Jobs with a deadline take turns: the time of all of them runs. They are plain threads: a pool of
+    `concurrent.futures` takes no work once the main thread has ended, while other threads of the program may go on.
+
+    Args:
+        session: The graph; its first input is rows [N, C, H, W].
+        count: How many threads.
+        most: The most rows in one run.
+
+    Raises:
+        BackendError: The system has no more threads.
+    """
+
+    def __init__(self, session: Session, count: int, most: int) -> None:
+        self._session = session
+        self._most = most
+        self._jobs: deque[Job] = deque()
+        self._runs: set[_Run] = set()
+        self._closed = False
+        self._changed = Condition()
+        self._threads: list[Thread] = []
+        self._count = count
+        for number in range(count):
+            thread = Thread(target=self._work, args=(number,), name=f"engine-scoring-{number}")
+            try:
+                thread.start()
+            except RuntimeError as err:
+                self.close()
+                raise BackendError(
+                    f"only {number} of {count} threads could be started ({err}); expected all: load the bundle "
+                    "with fewer threads"
+                ) from err
+            self._threads.append(thread)
+
+    def run(self, job: Job) -> int:
+        """Run the rows of a job; the caller's thread watches, so that progress is told there.
+
+        A deadline is kept: runs that are under way then are stopped, and not waited for.
+
+        Returns:
+            How many rows were run, from the first.
+
+        Raises:
+            CancelledError: The caller wants no result any more.
+            BackendError: The runtime failed, or the lanes were closed.
+        """
+        done: int | None = 0
+        try:
+            with self._changed:
+                if self._closed:
+                    raise BackendError(_CLOSED)
+                self._jobs.append(job)
+                self._changed.notify_all()
+            total = 0
+            with suppress(Empty):
+                while done is not None:
+                    total += done
+                    job.pace.report(total, job.count)
+                    done = job.pace.wait(job.news)
+        finally:
+            self._leave(job)
+        if job.failure is not None:
+            raise job.failure
+        job.pace.expect_wanted()
+        return job.unbroken
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads; jobs that are not done fail.
+
+        Args:
+            wait: Whether to wait until they have ended: the run that each is in is stopped.
+        """
+        with self._changed:
+            self._closed = True
+            for job in {*self._jobs, *(job for run in self._runs for job, _ in run.parts)}:
+                job.fail(BackendError(_CLOSED))
+            self._jobs.clear()
+            stopped = list(self._runs)
+            self._changed.notify_all()
+        for run in stopped:
+            run.brake.pull()
+        for thread in self._threads if wait else ():
+            thread.join()
+
+    def _leave(self, job: Job) -> None:
+        """Give out no more rows of a job, and stop the runs that serve no other."""
+        job.leave()
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+            in_vain = [run for run in self._runs if all(other.left for other, _ in run.parts)]
+        for run in in_vain:
+            run.brake.pull()
+
+    def _work(self, lane: int) -> None:
+        batch: Floats | None = None
+        while (run := self._next()) is not None:
+            if batch is None:
+                batch = np.empty((self._most, *run.parts[0][0].rows.shape), np.float32)
+            try:
+                self._carry_out(run, lane, batch)
+            except BaseException as err:
+                for job, _ in run.parts:
+                    job.fail(err)
+            with self._changed:
+                self._runs.remove(run)
+                for job, _ in run.parts:
+                    job.under_way -= 1
+                    if job.failure is not None and job in self._jobs:
+                        self._jobs.remove(job)
+                    self._tell_if_over(job)
+
+    def _carry_out(self, run: _Run, lane: int, batch: Floats) -> None:
+        began = time.perf_counter()
+        ends = list(accumulate(len(part) for _, part in run.parts))
+        places = [slice(end - len(part), end) for end, (_, part) in zip(ends, run.parts, strict=True)]
+        for (job, part), place in zip(run.parts, places, strict=True):
+            job.write(lane, part, batch[place])
+        beside = zip(*(job.beside(part) for job, part in run.parts), strict=True)
+        outputs = self._session.run([batch[: ends[-1]], *map(np.concatenate, beside)], run.brake)
+        run.parts[0][0].pace.measured(ends[-1], time.perf_counter() - began)
+        for (job, part), place in zip(run.parts, places, strict=True):
+            try:
+                job.keep(part, [output[place] for output in outputs])
+            except BaseException as err:  # of this job alone
+                job.fail(err)
+
+    def _next(self) -> _Run | None:
+        """Return the next run when there is one; None when the lanes are closed."""
+        with self._changed:
+            while not self._closed:
+                parts = self._fill()
+                if parts:
+                    run = _Run(parts)
+                    self._runs.add(run)
+                    return run
+                self._changed.wait()
+        return None
+
+    def _fill(self) -> list[tuple[Job, range]]:
+        """Take rows for one run from the jobs in their order."""
+        waiting = sum(job.count - job.taken for job in self._jobs)
+        free = min(self._most, -(-waiting // self._count))  # so that all lanes end together
+        parts = []
+        for job in list(self._jobs):
+            try:
+                part = job.take(free)
+            except BaseException as err:  # of the caller's flag
+                job.fail(err)
+                part = range(0)
+            if part:
+                parts.append((job, part))
+                job.under_way += 1
+                free -= len(part)
+            if not part or job.taken == job.count:
+                self._jobs.remove(job)
+                self._tell_if_over(job)
+            elif job.pace.ends is not None:
+                self._jobs.rotate(-1)
+            if not free:
+                break
+        return parts
+
+    def _tell_if_over(self, job: Job) -> None:
+        if not job.under_way and job not in self._jobs:
+            job.news.put(None)
+
+
+class SharedLanes:
+    """Lanes that several images share: for each graph the same, opened when it is first asked for.
+
+    Args:
+        batch_size: Rows that all runs of a graph together hold, but one at least in each.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._lock = Lock()
+        self._lanes: dict[Session, Lanes] = {}
+        self._closed = False
+
+    def of(self, session: Session) -> Lanes:
+        """Return the lanes that run a graph.
+
+        Raises:
+            BackendError: The system has no more threads, or the lanes were closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise BackendError(_CLOSED)
+            if session not in self._lanes:
+                count = session.runs_at_once
+                self._lanes[session] = Lanes(session, count, max(1, self._batch_size // count))
+            return self._lanes[session]
+
+    def close(self) -> None:
+        """End them all; jobs that are not done fail."""
+        with self._lock:
+            self._closed = True
+        for lanes in self._lanes.values():
+            lanes.close()
+
+
+def run_watched(
+    session: Session, inputs: Sequence[NDArray[np.generic]], ends: float | None, cancel: Cancel | None
+) -> Arrays:
+    """Run a graph once, but no longer than it is of use.
+
+    The run has a thread of its own when it may have to be stopped.
+
+    Args:
+        session: The graph.
+        inputs: Its inputs.
+        ends: When the result is of no use any more, on the clock of `time.perf_counter`; None for never.
+        cancel: Asked now and then whether to stop.
+
+    Raises:
+        queue.Empty: The time has come.
+        CancelledError: The flag is set.
+        BackendError: The runtime failed, or the system has no more threads.
+    """
+    if ends is None and cancel is None:
+        return session.run(inputs)
+    news: SimpleQueue[Arrays | BaseException] = SimpleQueue()
+    brake = Brake()
+
+    def work() -> None:
+        try:
+            news.put(session.run(inputs, brake))
+        except BaseException as err:
+            news.put(err)
+
+    try:
+        Thread(target=work, name="engine-run").start()
+    except RuntimeError as err:
+        raise BackendError(f"no thread could be started for a run ({err}); end some threads of the program") from err
+    try:
+        found = wait(news, ends, cancel)
+    except BaseException:
+        brake.pull()
+        raise
+    if isinstance(found, BaseException):
+        raise found
+    return found

@@ -1,0 +1,207 @@
+"""What becomes of an explanation for which there is too little time; the estimates are the test's own."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import engine
+from engine.backends import Brake
+from engine.pace import Pace
+from tests.tiny_cnn import photo_pixels
+
+NEVER_LATE = 600_000.0
+REMEDY = (
+    "expected a longer one, or too_late='grad-cam', which gives a map of the last layer in the place of a late one$"
+)
+WARNING = "600000 ms were too short for {}: this is the map of grad-cam for the last layer"
+
+
+@pytest.fixture
+def explainer(tiny_bundle: Path) -> engine.Explainer:
+    """An explainer of one's own, which has taken no estimate yet."""
+    return engine.load(tiny_bundle, threads=2)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays() -> Iterator[None]:
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("engine-"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+
+
+def takes(explainer: engine.Explainer, work: str, seconds: float) -> None:
+    """Make the explainer believe that a piece of work takes so long; what it measures itself is the minority."""
+    for _ in range(60):
+        explainer._costs.note(work, seconds)
+
+
+def is_grad_cam(result: engine.Explanation, explainer: engine.Explainer, asked: str = "ada-sise") -> None:
+    expected = explainer.explain(photo_pixels(), result.target, method="grad-cam")
+    np.testing.assert_allclose(result.heatmap, expected.heatmap, atol=1e-5)
+    assert (result.method, result.options, result.complete) == ("grad-cam", {"layer": None}, False)
+    assert result.warnings == (WARNING.format(asked),)
+    assert (result.layers, result.scored, result.scorable, result.deadline_ms) == ((), 0, 0, NEVER_LATE)
+    assert result.class_score == pytest.approx(expected.class_score, rel=1e-6)
+
+
+def test_enough_time(explainer: engine.Explainer) -> None:
+    free = explainer.explain(photo_pixels())
+    result = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
+    assert result.complete
+    assert result.heatmap.tobytes() == free.heatmap.tobytes()
+    assert result.evaluations == {**free.evaluations, "last_layer": 2}  # the first call measures it
+    assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).evaluations == free.evaluations
+
+
+def test_too_little_for_the_tapped_pass(explainer: engine.Explainer) -> None:
+    takes(explainer, "tapped of 1", 1e6)
+    result = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, visualization_maps=True)
+    is_grad_cam(result, explainer)
+    assert result.visualization_maps is None
+    assert result.evaluations == {"last_layer": 2}
+    again = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
+    is_grad_cam(again, explainer)
+    assert again.evaluations == {"last_layer": 1}
+    text = rf"^deadline_ms is 600000, and there was no time to run tapped\.onnx; {REMEDY}"
+    with pytest.raises(engine.DeadlineError, match=text):
+        explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
+
+
+@pytest.mark.parametrize(
+    ("tapped_s", "reserve_s", "method"),
+    [
+        (400.0, 100.0, "ada-sise"),  # there is time for both
+        (400.0, 250.0, "ada-sise"),  # the tapped pass will hardly be late: 400 s and a quarter more
+        (500.0, 250.0, "grad-cam"),  # it may be late, and then nothing would be left
+        (700.0, 1.0, "grad-cam"),
+    ],
+)
+def test_the_tapped_pass_is_tried_if_it_is_safe_or_something_is_left(
+    explainer: engine.Explainer, tapped_s: float, reserve_s: float, method: str
+) -> None:
+    takes(explainer, "tapped of 1", tapped_s)
+    takes(explainer, "last_layer of 1", reserve_s)
+    takes(explainer, "finish ada-sise", 1e-3)
+    assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method == method
+
+
+def test_what_was_refused_long_enough_is_tried_again(explainer: engine.Explainer) -> None:
+    explainer._costs.note("tapped of 1", 1.0)
+    explainer._costs.note("tapped of 1", 1e6)
+    explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
+    methods = [explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method for _ in range(9)]
+    assert methods == ["grad-cam"] * 7 + ["ada-sise"] * 2
+
+
+def test_a_tapped_pass_that_takes_longer_than_it_should(
+    explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = threading.Event()
+
+    class Stuck:
+        def run(self, _inputs: list[np.ndarray], brake: Brake | None = None) -> list[np.ndarray]:
+            assert brake is not None
+            with brake.on(stopped.set):
+                assert stopped.wait(timeout=60)
+            raise engine.BackendError("stopped")
+
+    explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
+    monkeypatch.setitem(explainer._network._sessions, "tapped", Stuck())
+    with pytest.raises(engine.DeadlineError, match=r"^deadline_ms is 100, and tapped\.onnx had to be stopped; "):
+        explainer.explain(photo_pixels(), deadline_ms=100, too_late="error")
+    assert stopped.is_set()
+    stopped.clear()
+    result = explainer.explain(photo_pixels(), deadline_ms=1000)
+    assert stopped.is_set()
+    assert (result.method, result.complete) == ("grad-cam", False)
+
+
+def test_no_time_for_a_mask(explainer: engine.Explainer) -> None:
+    """Ada-SISE still has a map, in which all masks count alike."""
+    takes(explainer, "row of forward", 1e6)
+    result = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
+    assert (result.method, result.scored, result.complete) == ("ada-sise", 0, False)
+    assert result.heatmap.max() == 1.0
+    for layer in result.layers:
+        assert set(layer.estimated_scores[~np.isnan(layer.estimated_scores)]) <= {1.0}
+
+
+@pytest.mark.parametrize("method", ["rise", "score-cam", "group-cam", "smooth-grad", "integrated-gradients"])
+def test_no_time_for_a_mask_of_another_method(explainer: engine.Explainer, method: str) -> None:
+    takes(explainer, "row of forward", 1e6)
+    takes(explainer, "row of gradient", 1e6)
+    is_grad_cam(explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, method=method), explainer, method)
+    text = rf"^deadline_ms is 600000, and there was time for 0 of at least 1 masks; {REMEDY}"
+    with pytest.raises(engine.DeadlineError, match=text):
+        explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, method=method, too_late="error")
+
+
+@pytest.mark.parametrize("method", ["recipro-cam", "ablation-cam"])
+def test_no_time_for_a_run_of_the_head(explainer: engine.Explainer, method: str) -> None:
+    takes(explainer, "row of head", 1e6)
+    is_grad_cam(explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, method=method), explainer, method)
+
+
+def test_no_time_for_what_comes_after_the_masks(explainer: engine.Explainer) -> None:
+    takes(explainer, "finish ada-sise", 1e6)
+    result = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
+    is_grad_cam(result, explainer)
+    assert result.evaluations == {"tapped": 1, "last_layer": 2}
+    text = rf"^deadline_ms is 600000, and there was no time left for masks; {REMEDY}"
+    with pytest.raises(engine.DeadlineError, match=text):
+        explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
+
+
+def test_each_class_leaves_time_for_its_own_map(explainer: engine.Explainer) -> None:
+    takes(explainer, "finish ada-sise", 200.0)  # and a quarter more: twice that fits, three times does not
+    for targets, method in (([0, 1], "ada-sise"), ([0, 1, 2], "grad-cam")):
+        found = explainer.explain(photo_pixels(), targets, deadline_ms=NEVER_LATE)
+        assert [result.method for result in found] == [method] * len(targets)
+
+
+def test_a_class_for_which_nothing_was_scored(explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "room", lambda _, started, planned: min(1, planned) - started)
+    choices = {"method": "integrated-gradients", "deadline_ms": NEVER_LATE}
+    first, second = explainer.explain(photo_pixels(), [0, 1], **choices)
+    assert (first.method, first.scored, first.complete) == ("integrated-gradients", 1, False)
+    is_grad_cam(second, explainer, "integrated-gradients")
+    text = rf"^deadline_ms is 600000, and there was no time for a mask of every class; {REMEDY}"
+    with pytest.raises(engine.DeadlineError, match=text):
+        explainer.explain(photo_pixels(), [0, 1], too_late="error", **choices)
+
+
+def test_methods_that_score_nothing(explainer: engine.Explainer) -> None:
+    takes(explainer, "gradient of 1", 1e6)
+    is_grad_cam(explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, method="gradient"), explainer, "gradient")
+    takes(explainer, "last_layer of 1", 1e6)
+    shorter = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, method="grad-cam")
+    assert (shorter.method, shorter.complete, shorter.warnings) == ("grad-cam", True, ())  # there is nothing shorter
+    with pytest.raises(engine.DeadlineError, match=r"there was no time to run last_layer\.onnx; "):
+        explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, method="grad-cam", too_late="error")
+
+
+def test_a_deadline_that_has_passed_at_the_first_call(explainer: engine.Explainer) -> None:
+    result = explainer.explain(photo_pixels(), deadline_ms=1e-6)
+    assert (result.method, result.complete) == ("grad-cam", False)
+
+
+def test_a_run_is_stopped_when_the_caller_cancels(explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    flag = threading.Event()
+
+    class Stuck:
+        def run(self, _inputs: list[np.ndarray], brake: Brake | None = None) -> list[np.ndarray]:
+            assert brake is not None
+            stopped = threading.Event()
+            with brake.on(stopped.set):
+                flag.set()
+                assert stopped.wait(timeout=60)
+            raise engine.BackendError("stopped")
+
+    monkeypatch.setitem(explainer._network._sessions, "tapped", Stuck())
+    with pytest.raises(engine.CancelledError):
+        explainer.explain(photo_pixels(), cancel=flag)
