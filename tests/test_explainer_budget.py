@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import engine
 from tests.reference import kriging, method
@@ -73,6 +74,17 @@ def test_the_heatmap_of_a_budget_equals_the_formula(explainer: engine.Explainer,
         own = ~np.isnan(values)
         expected = method.visualization_map(values[own], maps[0, layer.selected_channels[own]], *SIZE)
         np.testing.assert_allclose(view, expected, atol=0.02)  # minima of maps that were not scored: before upsampling
+
+
+def test_stability_compares_with_half_of_the_scores(explainer: engine.Explainer, random: np.random.Generator) -> None:
+    x = random.normal(size=(1, 3, *SIZE)).astype(np.float32)
+    whole, half = (explainer.explain(x, 2, rule="all", max_masks=most) for most in (13, 6))
+    rows, columns = np.meshgrid(np.arange(0, SIZE[0], 4), np.arange(0, SIZE[1], 4), indexing="ij")
+    expected = stats.spearmanr(whole.heatmap[rows, columns].ravel(), half.heatmap[rows, columns].ravel()).statistic
+    assert whole.figures["stability"] == pytest.approx(expected, abs=1e-6)
+    assert -1 < expected < 1
+    assert explainer.explain(x, 2, rule="all").figures == {}
+    assert explainer.explain(x, 2, rule="all", max_masks=1).figures == {}
 
 
 @pytest.mark.parametrize(("preset", "scored"), [("fast", 25), ("balanced", 35), ("exact", 35)])

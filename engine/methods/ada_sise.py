@@ -24,12 +24,16 @@ from engine.explanation import LayerReport
 from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.image import Baseline
 from engine.kernels import FUSIONS, RULES, Selection, fuse, is_flat, select_channels, visualization_map
+from engine.kernels.similarity import spearman
 from engine.methods.base import Attribution, Map
 from engine.options import expect_known, expect_number
 from engine.probe import Probe
 
 PRESETS: dict[str, int | None] = {"exact": None, "balanced": 100, "fast": 25}
 """How many masks each scores for a class; None for all."""
+
+STABILITY = "stability"
+_STRIDE = 4
 
 Floats = NDArray[np.float32]
 
@@ -45,7 +49,9 @@ class AdaSise:
         fusion: `hard` (the paper's) or `soft`; see `engine.kernels.fuse`.
         baseline: What masked-out pixels become: `zero` in the network's input space, `blur`, or a colour (r, g, b).
         preset: `exact` scores every mask; `balanced` and `fast` score 100 and 25, those that tell most of the others,
-            whose scores they estimate; see `engine.kernels.kriging`.
+            whose scores they estimate; see `engine.kernels.kriging`. A result of fewer than all masks has the figure
+            `stability`: Spearman's correlation, in every fourth row and column, with the heatmap that the first half of
+            its scores gives.
 
     Raises:
         OptionError: An option has no meaning.
@@ -112,18 +118,21 @@ class AdaSise:
         """Make the heatmap of class number k from its own masks."""
         with probe.clock("estimate"):
             scores = _scores(own, order, masks, k)
-            known = np.flatnonzero(~np.isnan(scores))
-            values = scores
-            if len(known) < len(scores):
-                values = own.kriging(maps, probe.size).estimate(known, scores[known])
+            known = order[~np.isnan(scores[order])]
+            kriging = own.kriging(maps, probe.size) if len(known) < len(scores) else None
+            values = scores if kriging is None else kriging.estimate(known, scores[known])
         with probe.clock("combine"):
-            views = []
-            for layer, scored in enumerate(masks):
-                mine = own.of_layer(layer)
-                places = np.where(np.isnan(scores[mine]), -1, scored.positions_of(own.masks[mine, 1]))
-                views.append(_combine(maps[layer][own.masks[mine, 1]], scored, places, values[mine], probe.size))
+            views = _views(maps, masks, own, scores, values, probe.size)
         with probe.clock("fuse"):
             heatmap, cuts = fuse(views, self.fusion)
+        figures = {}
+        if kriging is not None and heatmap is not None and len(known) > 1:
+            with probe.clock("estimate"):
+                half = known[: len(known) // 2]
+                fewer = kriging.estimate(half, scores[half])
+                before, _ = fuse(_views(maps, masks, own, scores, fewer, probe.size), self.fusion)
+                before = np.zeros(probe.size) if before is None else before
+                figures[STABILITY] = spearman(before[::_STRIDE, ::_STRIDE], heatmap[::_STRIDE, ::_STRIDE])
         layers = tuple(
             _report(layer, number, own, scores, values, cut)
             for number, (layer, cut) in enumerate(zip(probe.bundle.layers, cuts, strict=True))
@@ -133,6 +142,7 @@ class AdaSise:
             scored=len(known),
             scorable=len(scores),
             warnings=_warnings(layers, views),
+            figures=figures,
             layers=layers,
             visualization_maps=tuple(views),
         )
@@ -193,21 +203,35 @@ def _scores(own: Plan, order: NDArray[np.int64], masks: Sequence[ScoredMasks], k
     return scores
 
 
-def _combine(
-    maps: Floats, masks: ScoredMasks, places: NDArray[np.int64], values: NDArray[np.float64], size: tuple[int, int]
-) -> Map | None:
-    """Make the visualization map of one layer.
+def _views(
+    maps: Sequence[Floats],
+    masks: Sequence[ScoredMasks],
+    own: Plan,
+    scores: NDArray[np.float64],
+    values: NDArray[np.float64],
+    size: tuple[int, int],
+) -> list[Map | None]:
+    """Make the visualization map of every layer for one class.
 
     Args:
-        maps: Feature maps of the layer's masks, float32 [n, h, w].
-        masks: Those that were scored.
-        places: Where each mask is among them; −1 for one that was not, whose minimum before upsampling does as well.
-        values: What each scores.
+        maps: F_l of each layer.
+        masks: The scored masks of each layer, of all classes.
+        own: The masks of the class.
+        scores: What was measured of them, float64 [n]; NaN for a mask that was not scored for this class, whose minimum
+            before upsampling does as well as that after it.
+        values: What each is taken to score, float64 [n].
         size: H and W of the image.
     """
-    scored, minimum, extent = places >= 0, maps.min(axis=(1, 2)).astype(np.float64), np.ones(len(maps))
-    minimum[scored], extent[scored] = masks.minimum[places[scored]], masks.extent[places[scored]]
-    return visualization_map(maps, values, minimum, extent, size)
+    views = []
+    for layer, scored in enumerate(masks):
+        mine = own.of_layer(layer)
+        channels = own.masks[mine, 1]
+        chosen, known = maps[layer][channels], ~np.isnan(scores[mine])
+        places = scored.positions_of(channels[known])
+        minimum, extent = chosen.min(axis=(1, 2)).astype(np.float64), np.ones(len(chosen))
+        minimum[known], extent[known] = scored.minimum[places], scored.extent[places]
+        views.append(visualization_map(chosen, values[mine], minimum, extent, size))
+    return views
 
 
 def _report(

@@ -6,9 +6,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.kernels.similarity import pearson
 from engine.metrics.base import Explained
 from engine.metrics.perturbation import Scores, Weighed, drop_percent
-from engine.metrics.similarity import pearson
 
 Map = NDArray[np.floating]
 

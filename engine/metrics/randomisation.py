@@ -12,8 +12,8 @@ import numpy as np
 
 from engine.errors import OptionError
 from engine.explainer import Explainer
+from engine.kernels.similarity import spearman, structural_similarity
 from engine.metrics.base import Explained
-from engine.metrics.similarity import spearman, structural_similarity
 from engine.options import expect_whole
 
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.kernels.similarity import spearman
 from engine.methods import Method
 from engine.metrics.base import Explained
-from engine.metrics.similarity import spearman
 from engine.options import expect_whole
 
 Map = NDArray[np.floating]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from engine.metrics.similarity import pearson, spearman, structural_similarity
+from engine.kernels.similarity import pearson, spearman, structural_similarity
 
 
 def test_correlations_equal_scipy(random: np.random.Generator) -> None:
