@@ -11,10 +11,11 @@ import engine
 from engine.budget import plan
 from engine.feature_masks import FeatureMasks
 from engine.kernels import fuse, is_flat, select_channels, visualization_map
-from engine.methods import AdaSise, Attribution
+from engine.kernels.similarity import spearman
+from engine.methods import METHODS, AdaSise, Attribution
 from engine.metrics.base import Explained
-from engine.metrics.similarity import spearman
 from engine.probe import Probe, Tapped
+from engine.spelling import parse_method
 
 Map = NDArray[np.float32]
 
@@ -145,11 +146,12 @@ class Elsewhere:
         return attributions
 
 
-def find_with(explainer: engine.Explainer, method: str, **options: str) -> Find:
-    """Return what explains by one method of another explainer."""
+def find_with(explainer: engine.Explainer, way: str) -> Find:
+    """Return what explains by one method of another explainer, as `engine.spelling.parse_method` reads it."""
+    method = parse_method(way, METHODS)
 
     def find(image: Map, target: int) -> Found:
-        made = explainer.explain(image, target, method=method, **options)
+        made = explainer.explain(image, target, method=method)
         return Found(heatmap=made.heatmap, milliseconds=made.timings_ms["total"], evaluations=made.evaluations)
 
     return find
