@@ -50,7 +50,7 @@ class Choices(MethodOptions, total=False):
 
     method: "str | Method"
     activation: str | None
-    batch_size: int
+    batch_size: int | None
     max_masks: int | None
     deadline_ms: float | None
     visualization_maps: bool

@@ -334,7 +334,7 @@ def link_outside(bundle: Path) -> None:
 
 def make_newer(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    (bundle / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 3, "more": []}))
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 4, "more": []}))
 
 
 def make_huge(bundle: Path) -> None:
@@ -378,7 +378,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "of a newer schema": (
         make_newer,
-        "/manifest.json: has schema version 3; this engine reads version 2: export the model again, or install the "
+        "/manifest.json: has schema version 4; this engine reads version 3: export the model again, or install the "
         "engine that wrote it",
     ),
     "no manifest": (lambda bundle: (bundle / "manifest.json").unlink(), f"/manifest.json: is missing; {MANIFEST}"),

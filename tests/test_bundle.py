@@ -73,7 +73,7 @@ def test_values(tiny_bundle: Path) -> None:
     for name in ("block1", "block2", "block3", "head"):
         assert bundle.companion(name) == tiny_bundle / f"{name}.grad.onnx"
     assert (bundle.biases, bundle.no_gradient) == ((), None)
-    assert bundle.manifest["schema_version"] == SCHEMA_VERSION == 2
+    assert bundle.manifest["schema_version"] == SCHEMA_VERSION == 3
     assert bundle.manifest == json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
 
 
@@ -316,7 +316,7 @@ def test_a_manifest_nested_too_deep(bundle: Path) -> None:
     ("content", "version"),
     [
         ({"schema_version": 1}, "1"),
-        ({"schema_version": 3}, "3"),
+        ({"schema_version": 4}, "4"),
         ({"schema_version": True}, "True"),
         ({"schema_version": "1"}, "'1'"),
         ({"schema_version": 0}, "0"),
@@ -327,7 +327,7 @@ def test_another_schema_version(bundle: Path, content: dict[str, object], versio
     (bundle / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     refuses(
         bundle,
-        f"{bundle / 'manifest.json'}: has schema version {version}; this engine reads version 2: export the model "
+        f"{bundle / 'manifest.json'}: has schema version {version}; this engine reads version 3: export the model "
         "again, or install the engine that wrote it",
     )
 
@@ -335,13 +335,13 @@ def test_another_schema_version(bundle: Path, content: dict[str, object], versio
 @pytest.mark.parametrize("content", ["[]", "null", "1", '"manifest"'])
 def test_a_manifest_that_is_no_object_has_no_version(bundle: Path, content: str) -> None:
     (bundle / "manifest.json").write_text(content, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"manifest\.json: has schema version None; this engine reads version 2"):
+    with pytest.raises(BundleError, match=r"manifest\.json: has schema version None; this engine reads version 3"):
         load_bundle(bundle)
 
 
 def test_a_newer_version_is_named_before_its_schema_is_judged(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=3, activation="new"))
-    with pytest.raises(BundleError, match="has schema version 3"):
+    edit(bundle, lambda manifest: manifest.update(schema_version=4, activation="new"))
+    with pytest.raises(BundleError, match="has schema version 4"):
         load_bundle(bundle)
 
 
@@ -533,7 +533,7 @@ def test_a_manifest_with_millions_of_errors_is_refused_for_the_first_of_them(bun
     start = f"$.activation does not fit the schema: '{199 * 'x'}…; export the model again"
     assert message == start
     message = quickly_refused(bundle, json.dumps({"schema_version": "x" * 5_000_000}))
-    assert message.startswith(f"has schema version '{199 * 'x'}…; this engine reads version 2: ")
+    assert message.startswith(f"has schema version '{199 * 'x'}…; this engine reads version 3: ")
 
 
 def test_a_file_struck_from_the_manifest_is_foreign(bundle: Path) -> None:

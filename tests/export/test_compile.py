@@ -81,7 +81,7 @@ def test_manifest(report: ExportReport, model: Path) -> None:
 
     listed, checks, versions, _ = (manifest.pop(key) for key in ("files", "verification", "versions", "sha256"))
     assert manifest == {
-        "schema_version": 2,
+        "schema_version": 3,
         "source": {"sha256": hashlib.sha256(model.read_bytes()).hexdigest(), "output": "scores"},
         "opset": 17,
         "ir_version": 10,
@@ -99,6 +99,7 @@ def test_manifest(report: ExportReport, model: Path) -> None:
         ],
         "graphs": {
             "forward": "forward.onnx",
+            "int8": None,
             "tapped": "tapped.onnx",
             "gradient": "gradient.onnx",
             "full_gradient": "full_gradient.onnx",
@@ -124,6 +125,7 @@ def test_manifest(report: ExportReport, model: Path) -> None:
         },
         "preprocess": {**SETTINGS, "size": [16, 12], "scale": 255.0, "bgr": False},
         "labels": LABELS,
+        "int8": None,
     }
     folder = report.bundle.path
     assert listed == {
