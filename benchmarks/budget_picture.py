@@ -39,7 +39,9 @@ def draw(entry: Report, name: str, path: Path) -> None:
                     axes.yaxis.set_major_formatter(lambda value, _: f"{-value:g}")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    figure.suptitle(f"{name}: cheaper is left, better is up; no other way is both, but for the line", fontsize=10)
+    figure.suptitle(
+        f"{name}: cheaper is left, better is up; the line joins the ways that none beats in both", fontsize=10
+    )
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=75)
 
