@@ -95,7 +95,9 @@ class Options:
             raise OptionError(
                 f"max_masks is {self.max_masks!r}; expected a whole number of at least 1, or None for all"
             )
-        if self.deadline_ms is not None and not (_is_number(self.deadline_ms) and 0 < self.deadline_ms < math.inf):
+        if self.deadline_ms is not None and not (
+            _is_number(self.deadline_ms) and 0 < _as_float(self.deadline_ms) < math.inf
+        ):
             raise OptionError(
                 f"deadline_ms is {self.deadline_ms!r}; expected a positive number of milliseconds, or None for none"
             )
@@ -140,9 +142,16 @@ def expect_number(name: str, value: object, inside: Callable[[float], bool], ran
     if (
         not isinstance(value, int | float | np.integer | np.floating)
         or isinstance(value, bool)
-        or not inside(float(value))
+        or not inside(_as_float(value))
     ):
         raise OptionError(f"{name} is {value!r}; expected a number {range_}")
+
+
+def _as_float(value: float | np.integer | np.floating) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf if value > 0 else -math.inf
 
 
 def expect_known(name: str, value: str, known: Sequence[str]) -> None:

@@ -43,6 +43,7 @@ RULES = "otsu, otsu-count, positive, all"
         ({"rule": "positive", "mu": -0.1}, "mu is -0.1; expected a number from 0 up to 1"),
         ({"rule": "positive", "mu": 1}, "mu is 1; expected a number from 0 up to 1"),
         ({"rule": "positive", "mu": 1.5}, "mu is 1.5; expected a number from 0 up to 1"),
+        ({"rule": "positive", "mu": 10**400}, f"mu is 1{'0' * 400}; expected a number from 0 up to 1"),
         ({"rule": "positive", "mu": np.nan}, "mu is nan; expected a number from 0 up to 1"),
         ({"mu": 0.5}, "mu is 0.5 with rule 'otsu'; only rule 'positive' takes mu"),
         ({"rule": "all", "mu": 1e-9}, "mu is 1e-09 with rule 'all'; only rule 'positive' takes mu"),
