@@ -49,7 +49,7 @@ def load(
 ) -> "Explainer":
     """Load a bundle, ready to explain.
 
-    What is None of `threads`, `lanes`, `spinning` and `batch_size` is measured, in two to three seconds, when the
+    What is None of `threads`, `lanes`, `spinning` and `batch_size` is measured, in about three seconds, when the
     bundle is first loaded on this machine, and remembered in the user's cache folder. It changes no result.
 
     Args:
