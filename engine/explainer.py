@@ -58,7 +58,8 @@ def load(
         precision: In what masks are scored: `float32`, or `int8` if the bundle was exported with it. Gradients, the
             selection of masks, the reported class score and all measures are float32 in any case. `openvino` has
             `bfloat16` too, on a CPU that computes in it.
-        threads: Threads that work on one explanation; at most, and by default, one per CPU that this process may use.
+        threads: Threads that work on one explanation; by default one per CPU that this process may use, and no more are
+            measured.
         lanes: Runs of the scorer at a time, which share the threads out; by default one per thread.
         spinning: Whether a thread that waits for the others of its run keeps its CPU busy; by default not.
         batch_size: Changed images that are scored at a time, by all lanes together; by default 8.

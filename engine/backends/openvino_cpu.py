@@ -65,8 +65,8 @@ class OpenVinoCpu:
     def open(self, graph: Path | bytes, *, many_runs: bool = False, precision: str = "float32") -> "OpenVinoSession":
         """Load a graph from a file or from the bytes of a model.
 
-        The batch stays open: a graph compiled for one batch size is at most a twentieth faster, and every other size
-        would need another or be filled up (decision 12).
+        The batch stays open: a graph compiled for one batch size is at most a tenth faster, and every other size would
+        need another or be filled up (decision 12).
 
         Args:
             graph: The file, or the bytes.
