@@ -1,4 +1,4 @@
-"""Command line of the runtime: `python -m engine explain NAME.ada PHOTO… -o OUT`, `evaluate`, and `inspect`."""
+"""Command line of the runtime: `python -m engine explain NAME.ada PHOTO… -o OUT` and the other commands."""
 
 import json
 import sys
@@ -14,17 +14,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import load_bundle
-from engine.cli.choices import Activation, Device, Precision, Providers, Threads
-from engine.cli.console import RESULT, STATUS, print_error, print_status, run
+from engine.cli.agreement import print_measured_agreement
+from engine.cli.choices import Activation, Batch, Device, Precision, Providers, Threads, Tune
+from engine.cli.console import RESULT, STATUS, loading, print_error, print_status, run
 from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
-from engine.cli.photos import find_photos
 from engine.cli.tables import print_contents, print_explanation, print_origin
 from engine.errors import ImageError, OptionError, printable
 from engine.explainer import Explainer, load
 from engine.explanation import Explanation, save_panel
 from engine.methods import METHODS
 from engine.options import Choices, Target, class_indices
+from engine.photos import find_photos
 from engine.spelling import parse_method
 
 _EXIT_CODES = (
@@ -36,6 +37,7 @@ _COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRem
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
 app.command("evaluate", epilog=_EXIT_CODES)(evaluate_methods)
+app.command("agreement", epilog=_EXIT_CODES)(print_measured_agreement)
 
 
 def print_version(asked: bool) -> None:
@@ -94,7 +96,7 @@ def explain(
         str | None,
         typer.Option(help="What masked-out pixels become: zero, blur, or a colour R,G,B.", metavar="BASELINE"),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Masked images that are scored at a time.", metavar="N")] = 8,
+    batch: Batch = None,
     max_masks: Annotated[int | None, typer.Option(help="Score this many masks at most.", metavar="N")] = None,
     deadline_ms: Annotated[
         float | None, typer.Option(help="Score the masks that fit into this time, per photo.", metavar="MS")
@@ -102,6 +104,7 @@ def explain(
     device: Device = "cpu",
     precision: Precision = "float32",
     threads: Threads = None,
+    tune: Tune = True,
     provider: Providers = None,
     maps: Annotated[bool, typer.Option("--maps", help="Draw a panel of every layer's map too: OUT.maps.png.")] = False,
     as_json: Annotated[
@@ -131,8 +134,16 @@ def explain(
     outputs = Outputs(output, chosen, several=several, maps=maps, replace=force)
     if bundle.resolve() in (output.resolve(), *output.resolve().parents):
         raise OptionError(f"{output}: lies in the bundle, which holds its own files only; choose another place")
-    with STATUS.status("load …"):
-        explainer = load(bundle, device=device, precision=precision, threads=threads, providers=provider)
+    with loading():
+        explainer = load(
+            bundle,
+            device=device,
+            precision=precision,
+            threads=threads,
+            batch_size=batch,
+            tune=tune,
+            providers=provider,
+        )
     if explainer.bundle.preprocess is None:
         raise OptionError(
             f"{bundle}: holds no preprocessing, so it explains prepared arrays, from Python; export it with "
@@ -144,7 +155,6 @@ def explain(
     choices: Choices = {
         "method": chosen_method,
         "activation": activation,
-        "batch_size": batch,
         "max_masks": max_masks,
         "deadline_ms": deadline_ms,
         "visualization_maps": maps,

@@ -18,6 +18,7 @@ MANIFEST = "manifest.json"
 LARGEST_MANIFEST_BYTES = 8 * 2**20
 """More than 20,000 labels of 300 bytes."""
 WEIGHTS = "weights.bin"
+INT8 = "forward.int8.onnx"
 OLD = ".old-"
 """Between the name of a bundle and a number: where the old one lies while two renames replace it."""
 SCHEMA_VERSION = 3
@@ -95,9 +96,22 @@ class Bundle:
     @property
     def int8(self) -> Path | None:
         """The forward graph in int8, for scoring only; None if the bundle was exported without it."""
-        manifest: Any = self.manifest
-        name = manifest["graphs"].get("int8")
-        return None if name is None else self.path / str(name)
+        manifest: Any = self.manifest  # its shape is what the schema says
+        return None if manifest["graphs"]["int8"] is None else self.path / INT8
+
+    @property
+    def int8_disagreement(self) -> str | None:
+        """How the int8 graph's agreement with float32 is out of its bounds; None when it is not, or there is none."""
+        manifest: Any = self.manifest  # its shape is what the schema says
+        record = manifest["int8"]
+        if record is None or record["usable"]:
+            return None
+        found, bounds = record["agreement"], record["bounds"]
+        return (
+            f"its heatmaps and those of float32 have a Spearman correlation of {found['spearman']:.3f} in the median "
+            f"and {found['spearman_worst']:.3f} at worst on {found['photos']} calibration photos; expected "
+            f"{bounds['spearman']:g} and {bounds['spearman_worst']:g} at least"
+        )
 
     @property
     def tapped(self) -> Path:
@@ -327,6 +341,11 @@ def _check_graphs(path: Path, manifest) -> None:  # type: ignore[no-untyped-def]
             f"{path / MANIFEST}: has {len(blocks)} blocks for {len(layers)} layers; expected one for each and for "
             "the head: export the model again"
         )
+    if (graphs["int8"] is None) != (manifest["int8"] is None):
+        raise BundleError(
+            f"{path / MANIFEST}: $.graphs.int8 is {graphs['int8']!r}, and $.int8 does not fit that; expected a graph "
+            "and its record, or neither: export the model again"
+        )
     at_image = (graphs["gradient"], graphs["full_gradient"])
     if any((name is None) != (graphs["no_gradient"] is not None) for name in at_image):
         raise BundleError(
@@ -334,7 +353,7 @@ def _check_graphs(path: Path, manifest) -> None:  # type: ignore[no-untyped-def]
             f"{_shortened(repr(graphs['no_gradient']))} for having none; expected both graphs, or a reason: export the "
             "model again"
         )
-    for name in (*at_image, *(block[key] for block in blocks for key in ("forward", "gradient"))):
+    for name in (*at_image, graphs["int8"], *(block[key] for block in blocks for key in ("forward", "gradient"))):
         if name is not None and name not in manifest["files"]:
             raise BundleError(
                 f"{path / MANIFEST}: $.graphs names {name!r}; expected one of the files under $.files: export the "

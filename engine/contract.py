@@ -10,23 +10,13 @@ _FLOAT, _INT = "float32", "int64"
 _TARGETS = Tensor(_INT, (None,))
 
 
-def expect_contract(bundle: Bundle, tapped: Session, forward: Session) -> None:
-    """Check that the graphs every method needs are those that the manifest describes.
-
-    Raises:
-        BundleError: A graph has another input or output than the manifest says.
-    """
-    expect_forward(bundle, forward)
-    expect_tapped(bundle, tapped)
-
-
-def expect_forward(bundle: Bundle, session: Session) -> None:
-    """Check `forward.onnx`.
+def expect_forward(bundle: Bundle, session: Session, name: str = "forward") -> None:
+    """Check `forward.onnx`, or the same in another precision.
 
     Raises:
         BundleError: It has another input or output than the manifest says.
     """
-    _expect(bundle, "forward.onnx", session, [_images(bundle)], [_logits(bundle)])
+    _expect(bundle, f"{name}.onnx", session, [_images(bundle)], [_logits(bundle)])
 
 
 def expect_tapped(bundle: Bundle, session: Session) -> None:

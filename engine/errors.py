@@ -6,7 +6,7 @@
     │   └── VerificationError    the compiled graphs do not compute what the source model computes
     ├── BundleError              a bundle on disk is missing, damaged, foreign or of another schema
     ├── BackendError             a runtime, device or provider is missing or refused a graph
-    │   └── MissingRuntimeError  no usable ONNX Runtime is installed; an ImportError too
+    │   └── MissingRuntimeError  the runtime is not installed, or not usable; an ImportError too
     ├── ImageError               a photo or array cannot be read or does not fit the model
     ├── TargetError              a class index or label that the model does not have
     ├── DatasetError             a data set is of no known form, damaged, or does not fit the bundle or the results
@@ -63,7 +63,7 @@ class BackendError(EngineError):
 
 
 class MissingRuntimeError(BackendError, ImportError):
-    """No usable ONNX Runtime is installed."""
+    """The runtime of a device is not installed, or not usable."""
 
 
 class ImageError(EngineError):

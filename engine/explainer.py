@@ -21,11 +21,13 @@ from engine.image import Photo
 from engine.kernels import activate
 from engine.lanes import SharedLanes
 from engine.methods import Method, create_method
-from engine.network import Network
+from engine.network import Network, open_scorer
 from engine.options import Asked, Choices, MethodOptions, Options, Target, Targets, class_indices
 from engine.pace import Cancel, Progress
 from engine.probe import FINISH, Probe
 from engine.stream import Stream
+from engine.tuning import Setup
+from engine.tuning import tune as tune_setup
 
 Many: TypeAlias = Explanation | list[Explanation] | EngineError
 
@@ -39,27 +41,65 @@ def load(
     device: str = "cpu",
     precision: str = "float32",
     threads: int | None = None,
+    lanes: int | None = None,
+    spinning: bool | None = None,
+    batch_size: int | None = None,
+    tune: bool = True,
     providers: Sequence[str] | None = None,
 ) -> "Explainer":
     """Load a bundle, ready to explain.
 
+    What is None of `threads`, `lanes`, `spinning` and `batch_size` is measured, in two to three seconds, when the
+    bundle is first loaded on this machine, and remembered in the user's cache folder. It changes no result.
+
     Args:
         path: The bundle `NAME.ada`.
-        device: `cpu`.
+        device: `cpu` is ONNX Runtime; `openvino` is OpenVINO on the CPU, if it is installed.
         precision: In what masks are scored: `float32`, or `int8` if the bundle was exported with it. Gradients, the
-            selection of masks, the reported class score and all measures are float32 in any case.
-        threads: Threads that work on one explanation; None for one per CPU that this process may use.
+            selection of masks, the reported class score and all measures are float32 in any case. `openvino` has
+            `bfloat16` too, on a CPU that computes in it.
+        threads: Threads that work on one explanation; at most, and by default, one per CPU that this process may use.
+        lanes: Runs of the scorer at a time, which share the threads out; by default one per thread.
+        spinning: Whether a thread that waits for the others of its run keeps its CPU busy; by default not.
+        batch_size: Changed images that are scored at a time, by all lanes together; by default 8.
+        tune: Whether to measure; else the defaults stay.
         providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
 
     Raises:
         BundleError: The bundle is missing, damaged, foreign or of another schema, or has no graph of the precision.
         BackendError: The runtime refused a graph.
-        OptionError: The device, the precision or a provider is unknown, or the number of threads is not positive.
+        MissingRuntimeError: The device's runtime is not installed.
+        OptionError: The device, the precision or a provider is unknown, a number is not positive, or the device lacks
+            an option.
     """
     began = time.perf_counter()
-    backend = create_backend(device, threads=threads, providers=providers)
-    explainer = Explainer(load_bundle(Path(path)), backend, precision)
-    _LOG.info("loaded %s in %.0f ms", path, (time.perf_counter() - began) * 1e3)
+
+    def create(setup: Setup) -> Backend:
+        return create_backend(
+            device, threads=setup.threads, lanes=setup.lanes, spinning=setup.spinning, providers=providers
+        )
+
+    backend = create_backend(device, threads=threads, lanes=lanes, spinning=spinning, providers=providers)
+    setup = Setup.of(backend.threads, batch_size)
+    bundle = load_bundle(Path(path))
+    if tune:
+        given = {"threads": threads, "lanes": lanes, "spinning": spinning, "batch_size": batch_size}
+        setup = tune_setup(
+            lambda setup: open_scorer(bundle, create(setup), precision),
+            bundle.image_shape,
+            setup,
+            fixed=[name for name, value in given.items() if value is not None],
+            can_spin=backend.can_spin,
+            identity={
+                "bundle": bundle.manifest["sha256"],
+                "device": device,
+                "runtime": backend.runtime,
+                "precision": precision,
+                "providers": providers,
+            },
+        )
+    explainer = Explainer(bundle, create(setup), precision, setup.batch_size)
+    _LOG.info("loaded %s in %.0f ms (%s)", path, (time.perf_counter() - began) * 1e3, setup)
     return explainer
 
 
@@ -74,6 +114,7 @@ class Explainer:
         bundle: The compiled model.
         backend: The runtime that executes its graphs.
         precision: In what masks are scored, as for `load`.
+        batch_size: Changed images that are scored at a time, where `explain` is given no other number.
 
     Raises:
         OptionError: The backend has no such precision.
@@ -81,9 +122,10 @@ class Explainer:
         BackendError: The runtime refused a graph.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, precision: str = "float32") -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, precision: str = "float32", batch_size: int = 8) -> None:
         self.bundle = bundle
         self.precision = precision
+        self._batch_size = batch_size
         self._backend = backend
         self._network: Network | None = Network(bundle, backend, precision)
         self._costs = Costs()
@@ -112,7 +154,9 @@ class Explainer:
             BackendError: The runtime refused a graph.
         """
         manifest = {**self.bundle.manifest, "files": list_files(folder)}
-        return Explainer(replace(self.bundle, path=folder, manifest=manifest), self._backend, self.precision)
+        return Explainer(
+            replace(self.bundle, path=folder, manifest=manifest), self._backend, self.precision, self._batch_size
+        )
 
     def classify(self, image: Photo, activation: str | None = None) -> NDArray[np.float64]:
         """Return the class scores of an image, float64 [classes].
@@ -136,7 +180,7 @@ class Explainer:
         target: Target | Targets = None,
         *,
         activation: str | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         max_masks: int | None = None,
         deadline_ms: float | None = None,
         too_late: str = "grad-cam",
@@ -151,7 +195,7 @@ class Explainer:
             image: As for `explain`, and so are the others.
             target: The classes that are asked about.
             activation: Instead of the bundle's own.
-            batch_size: Changed images that are scored at a time.
+            batch_size: Changed images that are scored at a time; None for what `load` found.
             max_masks: The most masks to score for a class.
             deadline_ms: When the result shall be there.
             too_late: What a deadline that is too short gives.
@@ -191,7 +235,7 @@ class Explainer:
         *,
         method: str | Method = "ada-sise",
         activation: str | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         max_masks: int | None = None,
         deadline_ms: float | None = None,
         too_late: str = "grad-cam",
@@ -209,7 +253,8 @@ class Explainer:
                 alone.
             method: One of `engine.methods.METHODS`, or such a method itself, with its options.
             activation: `softmax`, `sigmoid` or `none` instead of the bundle's own.
-            batch_size: Changed images that are scored at a time, by all threads together; one at least by each.
+            batch_size: Changed images that are scored at a time, by all lanes together; one at least by each. None for
+                what `load` found, or was given.
             max_masks: The most masks to score for a class: the most important, as the method sees them. None for all.
             deadline_ms: When the result shall be there, in milliseconds after the call: masks that do not fit are left
                 out. It is planned from what runs have lately taken, so the first calls may be late. None for no
@@ -291,7 +336,7 @@ class Explainer:
         method: str | Method = "ada-sise",
         visualization_maps: bool = False,
         activation: str | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         max_masks: int | None = None,
         deadline_ms: float | None = None,
         too_late: str = "grad-cam",
@@ -344,7 +389,7 @@ class Explainer:
             progress=progress,
             cancel=cancel,
         )
-        self._options(**asked)
+        batch_size = self._options(**asked).batch_size
         self._opened()
         class_indices(target, self.bundle.classes, self.bundle.labels)
         several = isinstance(target, list | tuple)
@@ -382,16 +427,17 @@ class Explainer:
         self,
         *,
         activation: str | None,
-        batch_size: int,
+        batch_size: int | None,
         max_masks: int | None,
         deadline_ms: float | None,
         too_late: str,
         progress: Progress | None,
         cancel: Cancel | None,
     ) -> Options:
+        """Return how to ask, with what the bundle and `load` say where the caller says nothing."""
         return Options(
             activation=self.bundle.activation if activation is None else activation,
-            batch_size=batch_size,
+            batch_size=self._batch_size if batch_size is None else batch_size,
             max_masks=max_masks,
             deadline_ms=deadline_ms,
             too_late=too_late,

@@ -7,12 +7,12 @@ from engine.backends import Backend, Session
 from engine.bundle import Bundle, expect_unchanged
 from engine.contract import (
     expect_companion,
-    expect_contract,
     expect_forward,
     expect_full_gradient,
     expect_gradient,
     expect_head,
     expect_last_layer,
+    expect_tapped,
 )
 from engine.errors import BundleError, OptionError
 
@@ -23,7 +23,37 @@ _CHECKS = {
     "gradient": expect_gradient,
     "full_gradient": expect_full_gradient,
 }
-_ONE_THREAD = ("head", "last_layer")  # of the latter, so that it takes no longer when another program has a core
+
+
+def open_scorer(bundle: Bundle, backend: Backend, precision: str) -> Session:
+    """Open the graph that scores masks.
+
+    Args:
+        bundle: The compiled model.
+        backend: The runtime that executes it.
+        precision: In what.
+
+    Raises:
+        OptionError: The backend has no such precision.
+        BundleError: The graph has other inputs or outputs than the manifest says, or there is none of the precision.
+        BackendError: The runtime refused it.
+    """
+    if precision not in backend.precisions:
+        raise OptionError(f"precision is {precision!r}; expected one of {', '.join(backend.precisions)} on this device")
+    file = bundle.int8 if precision == "int8" else bundle.forward
+    if file is None:
+        raise BundleError(
+            f"{bundle.path}: has no {FORWARD}.int8.onnx, which precision 'int8' needs; export the model again with "
+            "--int8 --calibrate PHOTOS"
+        )
+    if precision == "int8" and bundle.int8_disagreement is not None:
+        raise BundleError(
+            f"{file}: is not usable: {bundle.int8_disagreement}; export the model again with more or other photos to "
+            "calibrate on, of the kind that the model sees, or take precision 'float32'"
+        )
+    session = backend.open(file, many_runs=True, precision=precision)
+    expect_forward(bundle, session, file.stem)
+    return session
 
 
 class Network:
@@ -47,17 +77,13 @@ class Network:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, precision: str = "float32") -> None:
-        if precision not in backend.precisions:
-            raise OptionError(
-                f"precision is {precision!r}; expected one of {', '.join(backend.precisions)} on this device"
-            )
         self.precision = precision
         self.scorer = FORWARD if precision == "float32" else f"{FORWARD}.{precision}"
         self._bundle = bundle
         self._backend = backend
         self._lock = Lock()
-        tapped, scorer = backend.open(bundle.tapped), self._open_forward(precision)
-        expect_contract(bundle, tapped, scorer)
+        scorer, tapped = open_scorer(bundle, backend, precision), backend.open(bundle.tapped)
+        expect_tapped(bundle, tapped)
         self._sessions: dict[str, Session] = {"tapped": tapped, self.scorer: scorer}
 
     def session(self, graph: str) -> Session:
@@ -86,9 +112,7 @@ class Network:
         bundle = self._bundle
         if graph == FORWARD:
             expect_unchanged(bundle, bundle.forward)
-            forward = self._open_forward("float32")
-            expect_forward(bundle, forward)
-            return forward
+            return open_scorer(bundle, self._backend, "float32")
         block = graph.removesuffix(".grad")
         file = self._file(graph)
         if file is None:
@@ -97,21 +121,12 @@ class Network:
                 "that needs no gradient at the image"
             )
         expect_unchanged(bundle, file)
-        session = self._backend.open(file, many_runs=graph in _ONE_THREAD)
+        session = self._backend.open(file, many_runs=graph == "head")
         if block != graph:
             expect_companion(bundle, block, session)
         else:
             _CHECKS[graph](bundle, session)
         return session
-
-    def _open_forward(self, precision: str) -> Session:
-        file = self._bundle.int8 if precision == "int8" else self._bundle.forward
-        if file is None:
-            raise BundleError(
-                f"{self._bundle.path}: has no {FORWARD}.int8.onnx, which precision 'int8' needs; export the model "
-                "again with --int8 --calibrate PHOTOS"
-            )
-        return self._backend.open(file, many_runs=True, precision=precision)
 
     def _file(self, graph: str) -> Path | None:
         """Return the file of a graph, or None if the bundle has none."""

@@ -50,7 +50,7 @@ class Asked(TypedDict, total=False):
     """How to ask the network; `Explainer.explain` documents it."""
 
     activation: str | None
-    batch_size: int
+    batch_size: int | None
     max_masks: int | None
     deadline_ms: float | None
     too_late: str

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import engine
-from engine.backends import OnnxRuntimeCpu
+from engine.backends import create_backend
 from engine.export.differentiate import companion
 from engine.export.evaluate import in_float64
 from engine.export.split import Block
@@ -55,13 +55,15 @@ class Case:
     network: TorchNetwork
     rules: tuple[method.Rule, ...] = ("otsu",)
     target: int = -1
+    device: str = "cpu"
     scored: dict[tuple[int, int], NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bundle = self.model.explainer.bundle
+        self.backend = create_backend(self.device)
         self.layers = [layer.name for layer in bundle.layers]
         self.logits_name = bundle.manifest["output"]["name"]
-        self.tapped = OnnxRuntimeCpu().open(bundle.tapped)
+        self.tapped = self.backend.open(bundle.tapped)
         self.logits, self.maps, self.alpha = self.tap([self.target])
         self.target = int(self.logits.argmax()) if self.target == -1 else self.target
 
@@ -75,7 +77,7 @@ class Case:
         """Values of the float32 run that decide: the tapped graph with more outputs, and the same average gradients."""
         names = self.network.decision_names([self.logits_name])
         model = expose(onnx.load(self.model.explainer.bundle.tapped), names)
-        outputs = OnnxRuntimeCpu().open(model.SerializeToString()).run([self.x, np.array([self.target])])
+        outputs = self.backend.open(model.SerializeToString()).run([self.x, np.array([self.target])])
         exposed = {value.name: array for value, array in zip(model.graph.output, outputs, strict=True)}
         for number, alpha in enumerate(self.alpha, start=1):
             np.testing.assert_array_equal(exposed[f"average_gradient_{number}"], alpha)
@@ -123,7 +125,7 @@ class Case:
         names = self.network.decision_names([self.logits_name])
         graph = onnx.load(bundle.full_gradient)
         model = expose(graph, names)
-        outputs = OnnxRuntimeCpu().open(model.SerializeToString()).run([images, targets])
+        outputs = self.backend.open(model.SerializeToString()).run([images, targets])
         exposed = {value.name: array for value, array in zip(model.graph.output, outputs, strict=True)}
 
         leaf = torch.tensor(images, dtype=torch.float64, requires_grad=True)
@@ -142,7 +144,7 @@ class Case:
         for place, (found, right) in enumerate(pairs):
             distance = float(np.linalg.norm(found - right) / np.linalg.norm(right))
             assert distance <= bound, f"output {place} of the gradients: relative L2 {distance:.3e}"
-        alone = OnnxRuntimeCpu().open(bundle.gradient).run([images, targets])[1]
+        alone = self.backend.open(bundle.gradient).run([images, targets])[1]
         assert np.linalg.norm(alone - expected.numpy()) <= bound * np.linalg.norm(expected.numpy())
 
     def check(

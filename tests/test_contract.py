@@ -19,7 +19,6 @@ from engine.backends import OnnxRuntimeCpu, Session, Tensor
 from engine.bundle import Bundle, seal, sha256_of
 from engine.contract import (
     expect_companion,
-    expect_contract,
     expect_forward,
     expect_full_gradient,
     expect_gradient,
@@ -100,7 +99,7 @@ def test_a_tapped_graph_without_targets(bundle: Path) -> None:
     forward = OnnxRuntimeCpu(threads=1).open(loaded.forward)
     text = f"{bundle}: tapped.onnx: inputs are {IMAGE}; the manifest says float32 [1, 3, 24, 32], int64 [?]: {REMEDY}"
     with pytest.raises(BundleError, match=f"^{re.escape(text)}$"):
-        expect_contract(loaded, forward, forward)
+        expect_tapped(loaded, forward)
 
 
 def test_a_tapped_graph_that_explains_another_class(tiny_bundle: Path) -> None:

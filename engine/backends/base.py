@@ -10,6 +10,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.backends.threads import Threads
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -104,15 +106,30 @@ class Backend(Protocol):
 
     Args:
         threads: Threads that work on one explanation; None for one per CPU that this process may use.
+        lanes: Runs at a time of a graph that is run often, which share the threads out; None for one per thread.
+        spinning: Whether a thread that waits for the others of its run keeps its CPU busy; None for False.
         providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
 
     Attributes:
         precisions: In what it can score masks; `float32` comes first.
+        runtime: The runtime's name and version.
+        can_spin: Whether `spinning` may be True.
+        threads: What was asked for, with everything decided.
     """
 
     precisions: ClassVar[tuple[str, ...]]
+    runtime: ClassVar[str]
+    can_spin: ClassVar[bool]
+    threads: Threads
 
-    def __init__(self, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None: ...
+    def __init__(
+        self,
+        *,
+        threads: int | None = None,
+        lanes: int | None = None,
+        spinning: bool | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None: ...
 
     def open(self, graph: Path | bytes, *, many_runs: bool = False, precision: str = "float32") -> Session:
         """Load a graph from a file, beside which its external data lies, or from the bytes of a model.
@@ -120,7 +137,7 @@ class Backend(Protocol):
         Args:
             graph: The file, or the bytes.
             many_runs: Whether the graph will be run so often that several runs can be under way at a time; else one
-                run has the whole machine.
+                run has all threads.
             precision: One of `precisions`: in what to compute a graph of float32 operators. A graph with int8 operators
                 has its precision in itself.
 

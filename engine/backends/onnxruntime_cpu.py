@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.base import Brake, Tensor
+from engine.backends.threads import Threads, expect_same_process
 from engine.errors import BackendError, MissingRuntimeError, OptionError
 
 
@@ -37,25 +38,21 @@ except ImportError as err:
     ) from err
 
 ONNXRUNTIME_VERSION: str = ort.__version__
-_MOST_THREADS = 1024
 _PROVIDER = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
-def usable_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def session_options(*, threads: int, optimize: bool = True) -> "ort.SessionOptions":
+def session_options(*, threads: int, spinning: bool = False, optimize: bool = True) -> "ort.SessionOptions":
     """Return the options of every session that the engine opens on the CPU.
 
     Args:
         threads: Threads that work on one run.
+        spinning: Whether a thread that waits for the others keeps its CPU busy.
         optimize: Whether ONNX Runtime may rewrite graphs.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.use_deterministic_compute = True
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -67,27 +64,32 @@ class OnnxRuntimeCpu:
     """Opens graphs in ONNX Runtime on the CPU, the same bytes out for the same bytes in.
 
     Args:
-        threads: Threads that work on one explanation; None for one per CPU that this process may use.
+        threads: As for every `Backend`, and so are the next two.
+        lanes: Runs at a time of a graph that is run often.
+        spinning: Whether threads that wait keep their CPU busy.
         providers: ONNX Runtime's execution providers, in order of preference; None for its own CPU kernels. Whichever
             they are, arrays pass through the host's memory.
         optimize: Whether ONNX Runtime may rewrite graphs; without, it computes node by node what the graph says, which
             makes two forms of a quantized graph comparable.
 
     Raises:
-        OptionError: The number of threads is not positive, or a provider is not in this build of ONNX Runtime.
+        OptionError: The number of threads or lanes is not positive, or a provider is not in this build of ONNX Runtime.
     """
 
     precisions: ClassVar[tuple[str, ...]] = ("float32", "int8")
+    runtime: ClassVar[str] = f"ONNX Runtime {ONNXRUNTIME_VERSION}"
+    can_spin: ClassVar[bool] = True
 
     def __init__(
-        self, *, threads: int | None = None, providers: Sequence[str] | None = None, optimize: bool = True
+        self,
+        *,
+        threads: int | None = None,
+        lanes: int | None = None,
+        spinning: bool | None = None,
+        providers: Sequence[str] | None = None,
+        optimize: bool = True,
     ) -> None:
-        if threads is not None and (
-            not isinstance(threads, int | np.integer) or isinstance(threads, bool) or not 1 <= threads <= _MOST_THREADS
-        ):
-            raise OptionError(
-                f"threads is {threads!r}; expected a whole number from 1 to {_MOST_THREADS}, or None for one per CPU"
-            )
+        self.threads = Threads.of(threads, lanes, spinning)
         known = ort.get_available_providers()
         asked = [_PROVIDER] if providers is None else providers
         if not isinstance(asked, list | tuple) or not asked or not all(provider in known for provider in asked):
@@ -95,7 +97,6 @@ class OnnxRuntimeCpu:
                 f"providers is {providers!r}; expected a list of those that are in this ONNX Runtime: "
                 f"{', '.join(known)}"
             )
-        self._threads = usable_cpus() if threads is None else int(threads)
         self._providers = list(asked)
         self._optimize = optimize
 
@@ -113,14 +114,14 @@ class OnnxRuntimeCpu:
 
         Args:
             graph: The file, or the bytes.
-            many_runs: Whether each run has one thread, and as many runs as there are threads may be under way.
+            many_runs: Whether several runs may be under way, each with its share of the threads.
             precision: That of the graph: its operators have it in themselves.
 
         Raises:
             BackendError: ONNX Runtime refused the graph, or a provider that was asked for does not work here.
         """
-        run_threads, runs = (1, self._threads) if many_runs else (self._threads, 1)
-        options = session_options(threads=run_threads, optimize=self._optimize)
+        run_threads, runs = self.threads.shared_out(many_runs)
+        options = session_options(threads=run_threads, spinning=self.threads.spinning, optimize=self._optimize)
         name = str(graph) if isinstance(graph, Path) else "the source model"
         try:
             session = ort.InferenceSession(
@@ -128,11 +129,11 @@ class OnnxRuntimeCpu:
             )
         except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
             reason = " ".join(str(err).split())
-            raise BackendError(f"{name}: ONNX Runtime {ONNXRUNTIME_VERSION} refused the graph: {reason}") from err
+            raise BackendError(f"{name}: {self.runtime} refused the graph: {reason}") from err
         missing = [provider for provider in self._providers if provider not in session.get_providers()]
         if missing:
             raise BackendError(
-                f"{name}: ONNX Runtime {ONNXRUNTIME_VERSION} could not start {', '.join(missing)} and would run on "
+                f"{name}: {self.runtime} could not start {', '.join(missing)} and would run on "
                 f"{', '.join(session.get_providers())}; expected {', '.join(self._providers)}: install what the "
                 "provider needs, or ask for another"
             )
@@ -160,11 +161,7 @@ class OnnxRuntimeSession:
 
     def run(self, inputs: Sequence[NDArray[np.generic]], brake: Brake | None = None) -> list[NDArray[np.generic]]:
         """Run the graph once; see `engine.backends.base.Session`."""
-        if self._process is not None and self._process != os.getpid():
-            raise BackendError(
-                f"{self._name}: was opened by process {self._process}, and its threads did not survive the fork into "
-                f"process {os.getpid()}; load the bundle in each process, or before the fork with threads=1"
-            )
+        expect_same_process(self._name, self._process)
         options = ort.RunOptions()
 
         def stop() -> None:

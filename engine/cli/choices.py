@@ -16,6 +16,13 @@ Precision: TypeAlias = Annotated[
 Threads: TypeAlias = Annotated[
     int | None, typer.Option(help="CPU threads; one per CPU that the process may use if left out.", metavar="N")
 ]
+Batch: TypeAlias = Annotated[
+    int | None,
+    typer.Option(help="Changed images that are scored at a time; what is fastest if left out.", metavar="N"),
+]
+Tune: TypeAlias = Annotated[
+    bool, typer.Option(help="Measure what scores fastest when a bundle is first loaded on this machine, in 2 to 3 s.")
+]
 Providers: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="ONNX Runtime provider, repeat for several in order of preference.", metavar="NAME"),

@@ -1,6 +1,7 @@
 """What both command lines share: where they print, and how an error or a signal ends them."""
 
 import errno
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -70,6 +71,29 @@ def _signals_exit() -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show that a bundle is loaded, and what takes seconds at the first time."""
+    with STATUS.status("load …") as status:
+
+        class Show(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if record.levelno >= logging.WARNING:
+                    print_status(f"warning: {record.getMessage()}", style="yellow")
+                else:
+                    status.update(printable(record.getMessage()))
+
+        tuning, show = logging.getLogger("engine.tuning"), Show(logging.INFO)
+        level = tuning.level
+        tuning.addHandler(show)
+        tuning.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            tuning.removeHandler(show)
+            tuning.setLevel(level)
 
 
 def print_error(message: str) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from engine.cli.choices import Activation, Providers, Threads
-from engine.cli.console import RESULT, STATUS, print_status
+from engine.cli.choices import Activation, Batch, Providers, Threads, Tune
+from engine.cli.console import RESULT, STATUS, loading, print_status
 from engine.cli.summary import print_summary
 from engine.errors import EngineError, OptionError, printable
 from engine.evaluation import EVALUATED, Choice, Store, evaluate, read_dataset, summarise, write_report
@@ -68,8 +68,9 @@ def evaluate_methods(
     sample: Annotated[int | None, typer.Option(help="Take N photos, drawn at random.", metavar="N")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample and of the gallery.", metavar="N")] = 0,
     gallery: Annotated[int, typer.Option(help="Show the heatmaps of N pairs in the report.", metavar="N")] = 0,
-    batch: Annotated[int, typer.Option(help="Changed images that are scored at a time.", metavar="N")] = 8,
+    batch: Batch = None,
     threads: Threads = None,
+    tune: Tune = True,
     provider: Providers = None,
 ) -> None:
     """Compare explanation methods on photos with boxes or labels, and write a report.
@@ -92,14 +93,13 @@ def evaluate_methods(
         sample=sample,
         seed=seed,
         gallery=gallery,
-        batch_size=batch,
     )
     with STATUS.status("read the data set …"):
         photos = read_dataset(dataset, split)
     if bundle.resolve() in (output.resolve(), *output.resolve().parents):
         raise OptionError(f"{output}: lies in the bundle, which holds its own files only; choose another place")
-    with STATUS.status("load …"):
-        explainer = load(bundle, threads=threads, providers=provider)
+    with loading():
+        explainer = load(bundle, threads=threads, batch_size=batch, tune=tune, providers=provider)
     try:
         output.mkdir(exist_ok=True)
     except OSError as err:

@@ -1,6 +1,6 @@
 """The tables that the command lines print: what a bundle holds, and what an explanation found."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -90,6 +90,29 @@ def print_contents(bundle: Bundle, console: Console) -> None:
         ("what image and biases miss of the logit", figures["completeness_gap"], of_logits),
     ):
         console.print(f"{text}: {_figure(figure)}{'' if figure is None else unit}")
+    int8 = manifest["int8"]
+    if int8 is not None:
+        title = f"int8 against float32, calibrated on {int8['photos']} photos"
+        print_agreement(int8["agreement"], title if int8["usable"] else f"{title}: NOT USABLE", console)
+
+
+def print_agreement(figures: Mapping[str, int | float], title: str, console: Console) -> None:
+    """Print how far heatmaps and scores are apart.
+
+    Args:
+        figures: As `engine.agreement.Agreement.report` returns them, and manifests hold them.
+        title: What was compared.
+        console: Where to print.
+    """
+    counts = f"{figures['heatmaps']} heatmaps of {figures['photos']} photos, {figures['masks']} masks"
+    table = _table((counts,), ("typical", "worst"), title=title)
+    for text, name in (
+        ("difference of a mask's scores (mean)", "score_error"),
+        ("Spearman's ρ of two heatmaps (median)", "spearman"),
+        ("their structural similarity (median)", "ssim"),
+    ):
+        table.add_row(text, f"{figures[name]:.4f}", f"{figures[f'{name}_worst']:.4f}")
+    console.print(table)
 
 
 def _file_sizes(bundle: Bundle) -> dict[str, int]:

@@ -29,7 +29,6 @@ class Choice:
         sample: Of these take so many, drawn at random; a smaller sample is part of a larger one. None for all.
         seed: Seed of the order in which photos are taken: of the sample and of the gallery.
         gallery: Keep the heatmaps of the first so many pairs in that order, for the report.
-        batch_size: Changed images that are scored at a time.
 
     Raises:
         OptionError: One of them has no meaning.
@@ -41,7 +40,6 @@ class Choice:
     sample: int | None = None
     seed: int = 0
     gallery: int = 0
-    batch_size: int = 8
 
     def __post_init__(self) -> None:
         expect_number("threshold", self.threshold, lambda threshold: bool(np.isfinite(threshold)), "that is finite")
@@ -52,7 +50,6 @@ class Choice:
                 expect_whole(name, number)
         expect_whole("seed", self.seed, least=0)
         expect_whole("gallery", self.gallery, least=0)
-        expect_whole("batch_size", self.batch_size)
 
 
 def choose(samples: Sequence[Sample], classes: Mapping[str, int], choice: Choice) -> list[Sample]:

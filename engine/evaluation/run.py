@@ -95,7 +95,7 @@ def evaluate(
     with ExitStack() as stack:
         cascades = [stack.enter_context(Cascade(explainer, m.seed)) for m in measures if isinstance(m, Randomisation)]
         hashes = {name: sha256 for name, (sha256, _) in store.photos().items()}
-        runner = _Runner(explainer, matching.classes, hashes, activation, choice.batch_size, cascades, cancel)
+        runner = _Runner(explainer, matching.classes, hashes, activation, cascades, cancel)
         done, planned = 0, sum(map(len, steps.values()))
         for sample in chosen:
             for step in steps[sample.name]:
@@ -205,7 +205,6 @@ class _Runner:
         classes: Mapping[str, int],
         hashes: Mapping[str, str | None],
         activation: str,
-        batch_size: int,
         cascades: Sequence[Cascade],
         cancel: Cancel | None,
     ) -> None:
@@ -213,7 +212,6 @@ class _Runner:
         self._classes = classes
         self._hashes = hashes
         self._activation = activation
-        self._batch_size = batch_size
         self._cascade = cascades[0] if cascades else None
         self._cancel = cancel
         self._name = ""
@@ -237,16 +235,13 @@ class _Runner:
             target,
             method=step.method,
             activation=self._activation,
-            batch_size=self._batch_size,
             cancel=self._cancel,
         )
         heatmap = step.heatmap
         if step.shown:
             heatmap = _grey(explanation.heatmap)
             store.add_thumbnail(sample.name, _thumbnail(explanation.picture))
-        probe = self._explainer.probe(
-            picture, target, activation=self._activation, batch_size=self._batch_size, cancel=self._cancel
-        )
+        probe = self._explainer.probe(picture, target, activation=self._activation, cancel=self._cancel)
         boxes = boxes_of(sample, target, self._classes)
         explained = Explained(
             explainer=self._explainer,

@@ -71,6 +71,13 @@ def main(
     photo: Annotated[
         Path | None, typer.Option(help="A photo at which the gradients are verified too.", metavar="PHOTO")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Add a graph that scores masks in int8: about twice as fast.")
+    ] = False,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(help="Photo or folder to calibrate int8 on, repeat for several.", metavar="PHOTOS"),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
 ) -> None:
     """Compile a CNN classifier into a bundle from which engine.load explains its answers.
@@ -94,6 +101,8 @@ def main(
             size=None if size is None else parse_size(size),
             weights=weights,
             photo=photo,
+            int8=int8,
+            calibrate=calibrate or (),
             force=force,
             step=lambda name: status.update(f"{name} …"),
         )

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 
 from engine._version import __version__
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
-from engine.bundle import SCHEMA_VERSION, Bundle, load_bundle
+from engine.bundle import INT8, SCHEMA_VERSION, Bundle, load_bundle
 from engine.errors import ModelError, OptionError, UnsupportedOpError
 from engine.export.biases import biased_ops
+from engine.export.calibration import expect_enough
 from engine.export.cut import feature_layers
 from engine.export.differentiate import companion
+from engine.export.int8 import add_int8
 from engine.export.link import forward, full_gradient, gradient, last_layer, tapped
 from engine.export.pack import new_bundle, write_graphs, write_manifest
 from engine.export.source import Source, load_source
@@ -27,6 +30,7 @@ from engine.export.split import Block, split
 from engine.export.torch_module import write_onnx
 from engine.export.verify import Verification, expect_runnable, verify
 from engine.image import prepare
+from engine.photos import find_photos
 from engine.preprocess import Preprocess
 
 _QUANTIZED = (
@@ -65,6 +69,8 @@ def export(
     layers: Sequence[str] = (),
     output_name: str | None = None,
     photo: Path | None = None,
+    int8: bool = False,
+    calibrate: Sequence[Path] = (),
     force: bool = False,
     step: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
@@ -83,6 +89,9 @@ def export(
         layers: Tensor names of the feature layers, instead of the ones that the exporter finds.
         output_name: The model's output with the class scores; needed when there are several.
         photo: A photo at which the gradients are verified too; needs `preprocess`.
+        int8: Add `forward.int8.onnx`, which scores masks in int8; needs `calibrate` and `preprocess`.
+        calibrate: Photos, or folders of them, of the kind that the model will see: under masks they show which values
+            its activations take. At least 8.
         force: Replace a bundle that exists.
         step: Called with the name of each step before it starts.
 
@@ -92,8 +101,10 @@ def export(
     Raises:
         ModelError: The model cannot be compiled, or the result is not what the model computes.
         OptionError: An option or a file it names makes no sense for this model.
+        ImageError: A photo cannot be read.
         BundleError: The bundle cannot be written.
     """
+    photos = _photos(int8, calibrate, preprocess)
     with new_bundle(output, force=force) as folder, _as_onnx(model, weights, size, step) as file:
         step("import")
         source = load_source(
@@ -106,6 +117,10 @@ def export(
         settings = _read_preprocess(preprocess, source)
         image = _read_photo(photo, settings, source)
         names = _read_labels(labels, source)
+        if int8 and source.original.quantized:
+            raise OptionError(
+                f"{source.name}: is quantized already, so that its forward.onnx scores in int8; leave out --int8"
+            )
         expect_runnable(source)
         step("cut, split, differentiate, link")
         try:
@@ -122,61 +137,68 @@ def export(
         graphs |= {"last_layer": last_layer(source, points)}
         if no_gradient is None:
             graphs |= {"gradient": gradient(source), "full_gradient": full_gradient(source, biased)}
-        write_graphs(folder, graphs)
+        placed = write_graphs(folder, graphs)
         verification = verify(
             source, points, blocks, companions, folder, step, image, input_gradients=no_gradient is None
         )
         step("bundle")
         ops = {block.name: dict(Counter(node.op_type for node in block.model.graph).most_common()) for block in blocks}
         channels, height, width = source.image_shape
-        write_manifest(
-            folder,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "versions": _versions(),
-                "source": {"sha256": source.sha256, "output": source.output},
-                "opset": source.opset,
-                "ir_version": source.model.ir_version,
-                "input": {
-                    "name": source.input.name,
-                    "dtype": "float32",
-                    "layout": "NCHW",
-                    "channels": channels,
-                    "height": height,
-                    "width": width,
-                },
-                "output": {"name": source.logits.name, "classes": source.classes},
-                "activation": source.activation,
-                "layers": [
-                    {"name": p.name, "channels": p.channels, "height": p.height, "width": p.width} for p in points
-                ],
-                "biases": [{"name": op.name, "op": op.op, "shape": op.shape} for op in biased],
-                "graphs": {
-                    "forward": "forward.onnx",
-                    "tapped": "tapped.onnx",
-                    "last_layer": "last_layer.onnx",
-                    "gradient": "gradient.onnx" if no_gradient is None else None,
-                    "full_gradient": "full_gradient.onnx" if no_gradient is None else None,
-                    "no_gradient": no_gradient,
-                    "blocks": [
-                        {
-                            "forward": f"{name}.onnx",
-                            "gradient": f"{name}.grad.onnx" if name in companions else None,
-                            "ops": count,
-                        }
-                        for name, count in ops.items()
-                    ],
-                },
-                "preprocess": None if settings is None else settings.as_json(),
-                "labels": names,
-                "verification": verification.rounded(),
+        manifest: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "versions": _versions(),
+            "source": {"sha256": source.sha256, "output": source.output},
+            "opset": source.opset,
+            "ir_version": source.model.ir_version,
+            "input": {
+                "name": source.input.name,
+                "dtype": "float32",
+                "layout": "NCHW",
+                "channels": channels,
+                "height": height,
+                "width": width,
             },
-        )
+            "output": {"name": source.logits.name, "classes": source.classes},
+            "activation": source.activation,
+            "layers": [{"name": p.name, "channels": p.channels, "height": p.height, "width": p.width} for p in points],
+            "biases": [{"name": op.name, "op": op.op, "shape": op.shape} for op in biased],
+            "graphs": {
+                "forward": "forward.onnx",
+                "int8": None,
+                "tapped": "tapped.onnx",
+                "last_layer": "last_layer.onnx",
+                "gradient": "gradient.onnx" if no_gradient is None else None,
+                "full_gradient": "full_gradient.onnx" if no_gradient is None else None,
+                "no_gradient": no_gradient,
+                "blocks": [
+                    {
+                        "forward": f"{name}.onnx",
+                        "gradient": f"{name}.grad.onnx" if name in companions else None,
+                        "ops": count,
+                    }
+                    for name, count in ops.items()
+                ],
+            },
+            "preprocess": None if settings is None else settings.as_json(),
+            "labels": names,
+            "int8": None,
+            "verification": verification.rounded(),
+        }
+        write_manifest(folder, manifest)
+        if int8:
+            manifest["int8"] = add_int8(folder, forward(source), photos, placed, step)
+            manifest["graphs"]["int8"] = INT8
+            write_manifest(folder, manifest)
         bundle = replace(load_bundle(folder), path=output)  # loaded before it is given its name
     notes = source.notes
     if no_gradient is not None:
         notes += (
             "the bundle has no gradient.onnx and full_gradient.onnx, which Ada-SISE does not need: " + no_gradient,
+        )
+    if bundle.int8_disagreement is not None:
+        notes += (
+            f"{INT8} is not usable, and precision int8 is refused: {bundle.int8_disagreement}; calibrate on more or "
+            "other photos",
         )
     return ExportReport(bundle=bundle, ops=ops, verification=verification, notes=notes)
 
@@ -205,6 +227,28 @@ def _as_onnx(
                 "the folder for temporary files, or choose another by the environment variable TMPDIR"
             ) from err
         yield file
+
+
+def _photos(int8: bool, calibrate: Sequence[Path], preprocess: Path | None) -> list[Path]:
+    """Return the photos to calibrate on, none without int8.
+
+    Raises:
+        OptionError: The options do not go together, or there are too few photos.
+        ImageError: A folder holds no photo.
+    """
+    if calibrate and not int8:
+        raise OptionError(f"{calibrate[0]}: photos to calibrate on serve int8 only; expected --int8 with --calibrate")
+    if not int8:
+        return []
+    if not calibrate:
+        raise OptionError("int8 is asked for without photos to calibrate on; name some, or a folder, with --calibrate")
+    if preprocess is None:
+        raise OptionError(
+            "int8 is calibrated on photos, and nothing says how they become the input; expected --preprocess"
+        )
+    photos = find_photos([str(path) for path in calibrate])
+    expect_enough(photos)
+    return photos
 
 
 def _is_file(model: str) -> bool:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -17,22 +18,30 @@ from engine.export.exchange import exchange
 _ALIGNMENT = 4096
 _SMALLEST = 1024
 _EXPECTED = "expected an existing folder that may be written to and has room"
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_SHARED = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8}
+)
+Placed: TypeAlias = Mapping[bytes, tuple[int, int]]
+"""Offset and length in the weight file by the SHA-256 of the content."""
 
 
-def write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
+def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], placed: Placed | None = None) -> Placed:
     """Write graphs as `NAME.onnx`, with their weights in one shared file.
 
-    Float constants of 1 KiB and more go to `weights.bin`, each distinct content once, at offsets that are multiples of
-    4096 so that a host may map them. Integers and small constants stay in the graphs: ONNX Runtime refuses an external
-    shape. The bytes written depend on the graphs alone.
+    Constants of 1 KiB and more of floats and of int8 go to `weights.bin`, each distinct content once, at offsets that
+    are multiples of 4096 so that a host may map them. Other integers and small constants stay in the graphs: ONNX
+    Runtime refuses an external shape. The bytes written depend on the graphs alone.
 
     Args:
         folder: An existing folder.
         graphs: Models by name; their constants are replaced by references to the weight file.
+        placed: What an earlier call has written into the weight file, which is then written on; None for a new one.
+
+    Returns:
+        Where the weight file holds what, by the hash of the content.
     """
-    places: dict[bytes, tuple[int, int]] = {}
-    with (folder / WEIGHTS).open("wb") as file:
+    places: dict[bytes, tuple[int, int]] = {} if placed is None else dict(placed)
+    with (folder / WEIGHTS).open("wb" if placed is None else "ab") as file:
         for name, model in graphs.items():
             constants = model.graph.initializers
             ordered = sorted(constants.items())
@@ -40,7 +49,7 @@ def write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
             for key, value in ordered:
                 constants[key] = value
                 tensor = value.const_value
-                if tensor is None or tensor.dtype not in _FLOATS or tensor.nbytes < _SMALLEST:
+                if tensor is None or tensor.dtype not in _SHARED or tensor.nbytes < _SMALLEST:
                     continue
                 content = tensor.tobytes()
                 digest = hashlib.sha256(content).digest()
@@ -59,14 +68,16 @@ def write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
                     base_dir=folder,
                 )
             (folder / f"{name}.onnx").write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return places
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
-    """Write the manifest, with the size and hash of every file that is in the folder, and its own hash.
+    """Write the manifest, or write it anew, with the size and hash of every other file in the folder, and its own hash.
 
     Raises:
         BundleError: It would be larger than what is loaded.
     """
+    (folder / MANIFEST).unlink(missing_ok=True)
     data = seal({**manifest, "files": list_files(folder)})
     if len(data) > LARGEST_MANIFEST_BYTES:
         raise BundleError(

@@ -1,13 +1,18 @@
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from engine.cli.console import run
+from engine.cli import console
+from engine.cli.console import loading, run
 from engine.errors import EngineError
 from tests.export.networks import written
 from tests.tiny_cnn import tiny_cnn
@@ -171,3 +176,21 @@ def test_a_signal_leaves_nothing_of_an_export(number: signal.Signals, model: str
     assert models == (["model.onnx"] if size else [])
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["module_of_console.py", "temporary", "tiny.onnx"]
     assert list(temporary.glob("tmp*")) == []  # libraries keep files of other names there
+
+
+def test_loading_shows_what_takes_long_and_prints_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "STATUS", Console(file=screen, force_terminal=True, width=200))
+    logger = logging.getLogger("engine.tuning")
+    before = list(logger.handlers), logger.level
+    with loading():
+        logger.debug("a rate")
+        logger.info("first load here: measuring …")
+        ends = time.monotonic() + 20
+        while "first load here: measuring …" not in screen.getvalue():  # it is drawn a few times a second
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        logger.warning("the cache cannot be written")
+    assert "warning: the cache cannot be written" in screen.getvalue()
+    assert "a rate" not in screen.getvalue()
+    assert (list(logger.handlers), logger.level) == before

@@ -361,7 +361,6 @@ def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
         ("sample", 1.5, "a whole number of at least 1"),
         ("seed", -1, "a whole number of at least 0"),
         ("gallery", -1, "a whole number of at least 0"),
-        ("batch_size", 0, "a whole number of at least 1"),
     ],
 )
 def test_a_choice_without_meaning(name: str, value: object, expected: str) -> None:

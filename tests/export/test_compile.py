@@ -100,6 +100,7 @@ def test_manifest(report: ExportReport, model: Path) -> None:
         ],
         "graphs": {
             "forward": "forward.onnx",
+            "int8": None,
             "tapped": "tapped.onnx",
             "last_layer": "last_layer.onnx",
             "gradient": "gradient.onnx",
@@ -126,6 +127,7 @@ def test_manifest(report: ExportReport, model: Path) -> None:
         },
         "preprocess": {**SETTINGS, "size": [16, 12], "scale": 255.0, "bgr": False},
         "labels": LABELS,
+        "int8": None,
     }
     folder = report.bundle.path
     assert listed == {

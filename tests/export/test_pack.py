@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from engine.bundle import LARGEST_MANIFEST_BYTES, MANIFEST, WEIGHTS
@@ -83,18 +84,46 @@ def test_offsets_are_aligned_and_gaps_are_zeros(random: np.random.Generator, tmp
         (np.ones(512, np.float16), True),
         (np.ones(511, np.float16), False),
         (np.ones(1000, np.int64), False),
-        (np.ones(4000, np.int8), False),
+        (np.ones(1024, np.int8), True),
+        (np.ones(1023, np.int8), False),
+        (np.ones(4000, np.uint8), False),
+        (np.ones(4000, np.int32), False),
         (np.ones(4000, bool), False),
         (np.float32(1), False),
     ],
     ids=lambda value: f"{value.dtype} {value.size}" if isinstance(value, np.ndarray | np.generic) else "",
 )
-def test_only_large_floats_go_to_the_weight_file(array: np.ndarray, outside: bool, tmp_path: Path) -> None:
+def test_only_large_floats_and_int8_go_to_the_weight_file(array: np.ndarray, outside: bool, tmp_path: Path) -> None:
     write_graphs(tmp_path, {"graph": imported(network([node("Relu", "x", "y")], {"c": array}))})
     assert (list(external(tmp_path, "graph")) == ["c"]) is outside
     (tensor,) = onnx.load(tmp_path / "graph.onnx").graph.initializer
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), array)
     assert onnx.numpy_helper.to_array(tensor).dtype == array.dtype
+
+
+def test_graphs_that_are_written_later_share_the_weight_file(random: np.random.Generator, tmp_path: Path) -> None:
+    """As if all had been written at once."""
+    constants = {name: weight(random, 1, 8, 8, 8) for name in "abc"}
+
+    def graph(*names: str) -> ir.Model:
+        return imported(network([node("Relu", "x", "y")], {name: constants[name] for name in names}))
+
+    for folder in ("once", "twice"):
+        (tmp_path / folder).mkdir()
+    write_graphs(tmp_path / "once", {"first": graph("a", "b"), "second": graph("b", "c")})
+    placed = write_graphs(tmp_path / "twice", {"first": graph("a", "b")})
+    again = write_graphs(tmp_path / "twice", {"second": graph("b", "c")}, placed)
+    assert (len(placed), len(again)) == (2, 3)
+    for name in ("first.onnx", "second.onnx", WEIGHTS):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+
+
+def test_a_manifest_that_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"")
+    for labels in (["first"], ["second"]):
+        write_manifest(tmp_path, {"labels": labels})
+    manifest = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    assert (manifest["labels"], list(manifest["files"])) == (["second"], ["a.bin"])
 
 
 def test_large_doubles_go_to_the_weight_file(tmp_path: Path) -> None:

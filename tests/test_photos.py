@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli.photos import find_photos
 from engine.errors import ImageError
+from engine.photos import find_photos
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""`python -m engine agreement`: how far explanations in another precision, or on another device, are from float32."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.agreement import measure_agreement
+from engine.cli.choices import Device, Precision, Threads
+from engine.cli.console import RESULT, STATUS
+from engine.cli.tables import print_agreement
+from engine.errors import OptionError
+from engine.explainer import load
+from engine.photos import find_photos
+
+
+def print_measured_agreement(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by python -m engine.export.", metavar="NAME.ada")],
+    photos: Annotated[list[str], typer.Argument(help="Photos, folders, or patterns in quotes.", metavar="PHOTO…")],
+    device: Device = "cpu",
+    precision: Precision = "int8",
+    top: Annotated[
+        int, typer.Option(help="Compare the heatmaps of the N classes of the highest scores.", metavar="N")
+    ] = 1,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and no table.")] = False,
+) -> None:
+    """Compare heatmaps with those of float32 on the device cpu, over the same masks.
+
+    Example: python -m engine agreement resnet50.ada photos/ --precision int8
+    """
+    if (device, precision) == ("cpu", "float32"):
+        raise OptionError("device cpu and precision float32 are what others are compared with; choose another of them")
+    chosen = find_photos(photos)
+    with STATUS.status("load …") as status:
+        reference = load(bundle, threads=threads)
+        other = load(bundle, device=device, precision=precision, threads=threads)
+
+        def show(done: int, count: int) -> None:
+            status.update(f"{done} of {count} photos …")
+
+        agreement = measure_agreement(reference, other, chosen, classes=top, progress=show)
+    if as_json:
+        typer.echo(json.dumps({"device": device, "precision": precision, **agreement.report()}))
+    else:
+        print_agreement(agreement.report(), f"{precision} on {device} against float32 on cpu", RESULT)

@@ -1,0 +1,71 @@
+"""The images on which the int8 scorer is calibrated: photos under masks, as scoring will see them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.agreement import selected_masks
+from engine.errors import ImageError, OptionError
+from engine.explainer import Explainer
+from engine.feature_masks import FeatureMasks
+
+LEAST_PHOTOS = 8
+"""Fewer say little about the worst heatmap, and the rounding of weights would be fitted to them."""
+_IMAGES = 128
+_CLASSES = 2
+_SEED = 20102
+
+
+def expect_enough(photos: Sequence[Path]) -> None:
+    """Check that there are photos enough to calibrate on.
+
+    Raises:
+        OptionError: There are fewer than `LEAST_PHOTOS`.
+    """
+    if len(photos) < LEAST_PHOTOS:
+        raise OptionError(
+            f"{len(photos)} photos are given to calibrate on; expected {LEAST_PHOTOS} at least, of the kind that the "
+            "model will see: name more with --calibrate"
+        )
+
+
+def masked_photos(explainer: Explainer, photos: Sequence[Path], progress: Callable[[int], None]) -> NDArray[np.float32]:
+    """Make masked images from photos, as Ada-SISE makes them for the two best classes of each.
+
+    Args:
+        explainer: The model in float32.
+        photos: Files.
+        progress: Told how many photos were done.
+
+    Returns:
+        float32 [n, C, H, W], about 128 images, each photo's share of them, drawn at random with a fixed seed.
+
+    Raises:
+        ImageError: A photo cannot be read, or no feature map of any photo makes a mask.
+        BackendError: The runtime failed.
+    """
+    random = np.random.default_rng(_SEED)
+    share = -(-_IMAGES // len(photos))
+    images = []
+    for number, photo in enumerate(photos):
+        progress(number)
+        try:
+            logits = explainer.classify(photo, "none")
+            probe = explainer.probe(photo, [int(index) for index in np.argsort(-logits, kind="stable")[:_CLASSES]])
+        except ImageError as err:
+            raise err if str(photo) in str(err) else ImageError(f"{photo}: {err}") from err
+        tapped = probe.tap()
+        masks = sorted({mask for masks in selected_masks(tapped.maps, tapped.averages) for mask in masks})
+        drawn = [masks[index] for index in random.permutation(len(masks))[:share]]
+        rows = FeatureMasks(probe.image[0], None, tapped.maps, drawn)
+        batch = np.empty((len(drawn), *rows.shape), np.float32)
+        rows.writer()(range(len(drawn)), batch)
+        images.append(batch)
+    found = np.concatenate(images)
+    if not len(found):
+        raise ImageError(
+            f"none of the {len(photos)} photos to calibrate on gives a mask; expected photos that the model answers to"
+        )
+    return found

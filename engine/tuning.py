@@ -1,0 +1,266 @@
+"""How to score fastest on this machine: measured when a bundle is first loaded, then remembered in the user's cache.
+
+Whatever is found, the results are the same bytes; only the time that they take is not.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self, TypeAlias
+
+import numpy as np
+import platformdirs
+
+from engine._version import __version__
+from engine.backends import Session
+from engine.backends.threads import Threads, usable_cpus
+from engine.errors import BackendError, EngineError
+from engine.options import expect_whole
+
+SWEEP_S = 2.5
+_SLOT_S = 0.25
+_MOST_RUNS = 20
+_GAIN = 1.05  # what two measurements of the same differ by
+_HOPELESS = 1.4
+_EACH = (1, 2, 4, 8)
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How the scoring of masks is spread over the machine; checked when made.
+
+    Attributes:
+        threads: Threads that work on one explanation.
+        lanes: Runs of the scorer at a time, which share the threads out.
+        spinning: Whether a thread that waits for the others of its run keeps its CPU busy.
+        batch_size: Changed images that are scored at a time, by all lanes together.
+
+    Raises:
+        OptionError: One of them has no meaning.
+    """
+
+    threads: int
+    lanes: int
+    spinning: bool
+    batch_size: int
+
+    @classmethod
+    def of(cls, threads: Threads, batch_size: int | None) -> Self:
+        """Return what is taken without measuring; a batch size of None is 8."""
+        size = 8 if batch_size is None else batch_size
+        return cls(threads=threads.total, lanes=threads.lanes, spinning=threads.spinning, batch_size=size)
+
+    def __post_init__(self) -> None:
+        Threads(total=self.threads, lanes=self.lanes, spinning=self.spinning)
+        expect_whole("batch_size", self.batch_size)
+
+    def __str__(self) -> str:
+        each = self.threads // self.lanes
+        spinning = ", spinning" if self.spinning else ""
+        return f"lanes: {self.lanes}, threads in each: {each}{spinning}, batch size: {self.batch_size}"
+
+
+Rate: TypeAlias = Callable[[Setup], float]
+"""Images a second with a setup; 0 if there was no time to measure it."""
+
+
+def tune(
+    open_scorer: Callable[[Setup], Session],
+    image_shape: Sequence[int],
+    default: Setup,
+    *,
+    fixed: Collection[str],
+    can_spin: bool,
+    identity: Mapping[str, object],
+) -> Setup:
+    """Return the setup that was measured to be the fastest, now or when the same bundle was loaded before.
+
+    Args:
+        open_scorer: Opens the graph that scores masks, images [N, C, H, W] → logits, with a setup.
+        image_shape: Sizes C, H and W of the network's input.
+        default: What is taken where nothing else is clearly faster.
+        fixed: The fields that keep the default's value, because the caller gave it.
+        can_spin: Whether the runtime's threads can spin.
+        identity: What the answer depends on beside this machine's CPUs and the engine's version; of JSON's types.
+
+    Raises:
+        BackendError: The runtime refused the graph or failed.
+        BundleError: The graph is not what the manifest says.
+    """
+    full = {**identity, "fixed": {name: getattr(default, name) for name in sorted(fixed)}}
+    full |= {"default": asdict(default), "cpus": usable_cpus(), "engine": __version__}
+    digest = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()
+    file = platformdirs.user_cache_path("ada-sise-engine") / "setups" / f"{digest}.json"
+    remembered = read_setup(file, full)
+    if remembered is not None and is_possible(remembered, default, fixed, can_spin):
+        return remembered
+    _LOG.info("first load here: measuring how to score fastest …")
+    found = sweep(default, fixed, can_spin, Stopwatch(open_scorer, image_shape))
+    _LOG.info("measured: %s", found)
+    write_setup(file, full, found)
+    return found
+
+
+def sweep(default: Setup, fixed: Collection[str], can_spin: bool, rate: Rate) -> Setup:
+    """Choose one thing after the other; the default stays unless it is clearly beaten.
+
+    Args:
+        default: Where to begin.
+        fixed: The fields that stay.
+        can_spin: Whether the runtime's threads can spin.
+        rate: What to choose by.
+    """
+    best = default
+    if can_spin and "spinning" not in fixed:
+        # Also for lanes of one thread: the tapped pass is one run with all of them.
+        whole = replace(best, lanes=best.lanes if "lanes" in fixed else 1)
+        if whole.threads // whole.lanes > 1:
+            best = replace(best, spinning=_fastest(whole, [replace(whole, spinning=True)], rate).spinning)
+    if "lanes" not in fixed:
+        fewer = dict.fromkeys(lanes for lanes in (best.threads // 2, 1) if 0 < lanes < best.threads)
+        best = _fastest(best, [replace(best, lanes=lanes) for lanes in fewer], rate)
+    if not {"threads", "lanes"} & set(fixed) and best.lanes == best.threads >= 4:
+        half = best.threads // 2  # one for each core, where every core counts as two CPUs
+        best = _fastest(best, [replace(best, threads=half, lanes=half)], rate)
+    if "batch_size" not in fixed:
+        best = _fastest(best, [replace(best, batch_size=best.lanes * each) for each in _EACH], rate)
+    return best
+
+
+def _fastest(first: Setup, others: Sequence[Setup], rate: Rate) -> Setup:
+    """Return the first setup, or that of the others which is clearly faster than all before it."""
+    best, most = first, rate(first)
+    for setup in others:
+        found = rate(setup) if setup != first else 0.0
+        if found > _GAIN * most:
+            best, most = setup, found
+    return best
+
+
+class Stopwatch:
+    """Measures setups with random images, for a bounded time altogether: a `Rate`.
+
+    Only the session that was measured last stays open, since each holds a copy of the weights.
+
+    Args:
+        open_scorer: As for `tune`.
+        image_shape: As for `tune`.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        open_scorer: Callable[[Setup], Session],
+        image_shape: Sequence[int],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._open_scorer = open_scorer
+        self._image_shape = tuple(image_shape)
+        self._clock = clock
+        self._ends = clock() + SWEEP_S
+        self._rates: dict[Setup, float] = {}
+        self._opened: tuple[Setup, Session] | None = None
+
+    def __call__(self, setup: Setup) -> float:
+        """Return images a second; 0 when the time is up.
+
+        Raises:
+            BackendError: The runtime refused the graph or failed, or the system has no more threads.
+        """
+        if setup not in self._rates:
+            if self._clock() >= self._ends:
+                return 0.0
+            self._rates[setup] = self._measure(setup)
+            _LOG.debug("%s: %.4g images a second", setup, self._rates[setup])
+        return self._rates[setup]
+
+    def _measure(self, setup: Setup) -> float:
+        session, lanes = self._session(setup), setup.lanes
+        count = max(1, setup.batch_size // lanes)
+        images = np.random.default_rng(0).standard_normal((count, *self._image_shape), np.float32)
+        hopeless_s = _HOPELESS * lanes * count / max(self._rates.values(), default=1e-9)
+
+        def lane(_: int) -> list[float]:
+            session.run([images])  # the first is slower
+            began = self._clock()
+            ends, took = began + _SLOT_S, list[float]()
+            while not took or (len(took) < _MOST_RUNS and min(took) < hopeless_s and began < ends):
+                session.run([images])
+                took.append(self._clock() - began)
+                began = self._clock()
+            return took
+
+        try:
+            with ThreadPoolExecutor(lanes) as pool:
+                took = [seconds for part in pool.map(lane, range(lanes)) for seconds in part]
+        except RuntimeError as err:
+            raise BackendError(
+                f"{lanes} threads could not be started ({err}); expected all: load the bundle with fewer threads"
+            ) from err
+        return lanes * count / max(statistics.median(took), 1e-9)
+
+    def _session(self, setup: Setup) -> Session:
+        form = replace(setup, batch_size=1)
+        if self._opened is None or self._opened[0] != form:
+            self._opened = None
+            self._opened = form, self._open_scorer(setup)
+        return self._opened[1]
+
+
+def is_possible(setup: Setup, default: Setup, fixed: Collection[str], can_spin: bool) -> bool:
+    """Tell whether a sweep can have chosen a setup: a file may hold anything."""
+    return (
+        all(getattr(setup, name) == getattr(default, name) for name in fixed)
+        and setup.threads <= default.threads
+        and setup.batch_size <= max(default.batch_size, _EACH[-1] * setup.lanes)
+        and (can_spin or not setup.spinning)
+    )
+
+
+def read_setup(file: Path, identity: Mapping[str, object]) -> Setup | None:
+    """Read what was measured before; None if there is nothing that can be used.
+
+    Args:
+        file: Where it is.
+        identity: What it must have been measured with.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["identity"] == identity:
+            return Setup(**found["setup"])
+        reason = "it was measured with something else"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, EngineError) as err:
+        reason = f"{type(err).__name__}: {err}"
+    _LOG.info("%s: is not used (%s)", file, reason)
+    return None
+
+
+def write_setup(file: Path, identity: Mapping[str, object], setup: Setup) -> None:
+    """Remember what was measured; of several processes that do so at a time the last one wins.
+
+    Where it cannot be written, a warning is logged, and the next load measures again.
+    """
+    text = json.dumps({"identity": identity, "setup": asdict(setup)}, indent=2) + "\n"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8", delete=False) as beside:
+            try:
+                beside.write(text)
+                beside.close()
+                os.replace(beside.name, file)
+            except BaseException:
+                os.unlink(beside.name)
+                raise
+    except OSError as err:
+        _LOG.warning("%s: cannot be written (%s); the next load measures again", file, err.strerror)

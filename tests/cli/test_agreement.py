@@ -1,0 +1,50 @@
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.__main__ import app
+from engine.bundle import load_bundle
+from engine.cli.console import run
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["engine", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as caught:
+        run(app)
+    return caught.value.code or 0
+
+
+def test_table_and_json(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    photos = int8_bundle.parent / "photos"
+    assert call(monkeypatch, "agreement", int8_bundle, photos, "--json") == 0
+    figures = json.loads(capfd.readouterr().out)
+    record = load_bundle(int8_bundle).manifest["int8"]
+    assert figures == {"device": "cpu", "precision": "int8", **record["agreement"]}
+
+    assert call(monkeypatch, "agreement", int8_bundle, photos / "00.png", photos / "01.png", "--top", 2) == 0
+    out = capfd.readouterr().out
+    assert "int8 on cpu against float32 on cpu" in out
+    assert re.search(r"4 heatmaps of 2 photos, \d+ masks +typical +worst", out)
+    assert re.search(r"Spearman's ρ of two heatmaps \(median\) +[01]\.\d{4} +[01]\.\d{4}", out)
+    assert re.search(r"difference of a mask's scores \(mean\) +0\.00\d\d +0\.0\d{3}", out)
+
+
+def test_float32_is_not_compared_with_itself(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "agreement", int8_bundle, "x.png", "--precision", "float32") == 2
+    text = "device cpu and precision float32 are what others are compared with; choose another of them"
+    assert text in " ".join(capfd.readouterr().err.split())
+
+
+def test_inspect_prints_the_agreement(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "inspect", int8_bundle) == 0
+    out = capfd.readouterr().out
+    assert "int8 against float32, calibrated on 8 photos" in out
+    assert "NOT USABLE" not in out

@@ -1,0 +1,107 @@
+"""The agreement of two explainers, against figures taken from their explanations by other packages."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import engine
+from engine.agreement import measure_agreement, selected_masks
+from engine.errors import ImageError, OptionError
+from tests.tiny_cnn import LABELS, photo_pixels
+
+
+@pytest.fixture
+def photos(int8_bundle: Path) -> list[Path]:
+    return sorted((int8_bundle.parent / "photos").iterdir())[:3]
+
+
+def test_figures_are_those_of_the_explanations(int8_bundle: Path, photos: list[Path]) -> None:
+    told: list[tuple[int, int]] = []
+    with engine.load(int8_bundle) as reference, engine.load(int8_bundle, precision="int8") as other:
+        found = measure_agreement(
+            reference, other, photos, classes=2, batch_size=3, progress=lambda *both: told.append(both)
+        )
+        ranks, errors = [], []
+        for photo in photos:
+            best = np.argsort(-reference.classify(photo))[:2].tolist()
+            for right, result in zip(reference.explain(photo, best), other.explain(photo, best), strict=True):
+                ranks.append(stats.spearmanr(right.heatmap.ravel(), result.heatmap.ravel()).statistic)
+                for a, b in zip(right.layers, result.layers, strict=True):
+                    errors += np.abs(a.scores - b.scores)[~np.isnan(a.scores)].tolist()
+    assert (found.photos, found.heatmaps, found.masks) == (3, 6, len(errors))
+    assert found.spearman == pytest.approx(np.median(ranks), abs=1e-4)
+    assert found.spearman_worst == pytest.approx(min(ranks), abs=1e-4)
+    assert found.score_error == pytest.approx(np.mean(errors), rel=1e-9)
+    assert found.score_error_worst == pytest.approx(max(errors), rel=1e-9)
+    assert 0 < found.ssim_worst <= found.ssim < 1
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_an_explainer_agrees_with_itself(tiny_bundle: Path) -> None:
+    with engine.load(tiny_bundle) as explainer:
+        found = measure_agreement(explainer, explainer, [photo_pixels()], classes=len(LABELS))
+    masks = found.report().pop("masks")
+    assert masks > 0
+    assert found.report() == {
+        "photos": 1,
+        "heatmaps": 5,
+        "masks": masks,
+        "score_error": 0.0,
+        "score_error_worst": 0.0,
+        "spearman": 1.0,
+        "spearman_worst": 1.0,
+        "ssim": 1.0,
+        "ssim_worst": 1.0,
+    }
+
+
+def test_the_masks_are_those_that_ada_sise_selects(tiny_bundle: Path) -> None:
+    with engine.load(tiny_bundle) as explainer:
+        results = explainer.explain(photo_pixels(), [0, 3])
+        tapped = explainer.probe(photo_pixels(), [0, 3]).tap()
+    for masks, result in zip(selected_masks(tapped.maps, tapped.averages), results, strict=True):
+        expected = [
+            (number, int(channel))
+            for number, layer in enumerate(result.layers)
+            for channel, score in zip(layer.selected_channels, layer.scores, strict=True)
+            if not np.isnan(score)
+        ]
+        assert masks == expected
+
+
+def test_a_photo_without_masks(tiny_bundle: Path) -> None:
+    """An image of zeros under masks is the image of zeros: all feature maps of the first layer are flat."""
+    with engine.load(tiny_bundle) as explainer:
+        found = measure_agreement(explainer, explainer, [np.zeros((1, 3, 24, 32), np.float32)])
+    assert (found.heatmaps, found.masks, found.score_error, found.spearman) == (1, 0, 0.0, 1.0)
+
+
+def test_what_cannot_be_compared(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with engine.load(tiny_bundle) as explainer:
+        with pytest.raises(OptionError, match=r"^no photo was given to compare explanations on; expected one at"):
+            measure_agreement(explainer, explainer, [])
+        with pytest.raises(OptionError, match=r"^classes is 0; expected a whole number of at least 1$"):
+            measure_agreement(explainer, explainer, [photo_pixels()], classes=0)
+        with pytest.raises(ImageError, match=rf"^{re.escape(str(tmp_path / 'broken.png'))}: "):
+            measure_agreement(explainer, explainer, [tmp_path / "broken.png"])
+
+
+def test_another_model(tiny_bundle: Path, tmp_path: Path) -> None:
+    import onnx
+
+    from engine.export import export
+    from tests.tiny_cnn import tiny_cnn
+
+    onnx.save(tiny_cnn(seed=1), tmp_path / "other.onnx")
+    bundle = export(tmp_path / "other.onnx", tmp_path / "other.ada", activation="softmax").bundle
+    text = f"{bundle.path}: was made from another model than {tiny_bundle}; expected two explainers of one model"
+    with (
+        engine.load(tiny_bundle) as explainer,
+        engine.load(bundle.path) as other,
+        pytest.raises(OptionError, match=f"^{re.escape(text)}$"),
+    ):
+        measure_agreement(explainer, other, [photo_pixels()])
