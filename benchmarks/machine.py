@@ -52,6 +52,15 @@ def write_report(report: dict[str, Any], text: str, output: Path) -> None:
     output.write_text(text, encoding="utf-8")
 
 
+def write_between(page: Path, marks: tuple[str, str], lines: list[str]) -> None:
+    """Write lines into a page, between two lines that mark their place."""
+    begin, end = marks
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    text = "\n".join(lines)
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
+
+
 def heading(*names: str) -> list[str]:
     """The first two lines of a table."""
     return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]

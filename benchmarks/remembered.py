@@ -61,7 +61,7 @@ class _RememberingProbe(Probe):
             self._targets = targets
             known |= zip((names[number] for number in missing), logits, strict=True)
             self._write(known)
-        self._count("forward", len(names) - len(missing))
+        self._count(self.scorer, len(names) - len(missing))
         write, scratch = rows.writer(), np.empty((1, *rows.shape), np.float32)
         for number in set(range(len(names))) - set(missing):
             write(range(number, number + 1), scratch)  # for the minimum and the extent of the mask
@@ -74,7 +74,10 @@ class _RememberingProbe(Probe):
 
     @property
     def _file(self) -> Path:
-        about = json.dumps([self.bundle.manifest["source"], self.bundle.image_shape])
+        facts = [self.bundle.manifest["source"], self.bundle.image_shape]
+        if self.precision != "float32":  # what a lower precision computes is the bundle's own
+            facts += [self.precision, self.bundle.manifest["sha256"]]
+        about = json.dumps(facts)
         return self.folder / f"{hashlib.sha256(about.encode() + self.image.tobytes()).hexdigest()[:32]}.npz"
 
     def _read(self) -> dict[str, NDArray[np.float32]]:

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import engine
-from benchmarks.machine import heading, machine
+from benchmarks.machine import heading, machine, write_between
 from benchmarks.remembered import RememberingExplainer
 from engine.backends import create_backend
 from engine.bundle import load_bundle
@@ -58,7 +58,7 @@ METRICS = (
     "gain",
 )
 OF_PAPER = ("ebpg", "bbox", "drop", "increase")
-BEGIN, END = "<!-- Tables by benchmarks.which_method begin here. -->", "<!-- They end here. -->"
+PAGE_MARKS = ("<!-- Tables by benchmarks.which_method begin here. -->", "<!-- They end here. -->")
 _TIMED_PHOTOS = 3
 
 Report = dict[str, Any]
@@ -94,10 +94,7 @@ def write(report: Report, output: Path) -> None:
     """Write the figures, and the tables into their place in the page."""
     text = json.dumps(report, ensure_ascii=False) + "\n"
     output.with_suffix(".json").write_text(text, encoding="utf-8")
-    before, rest = output.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    tables = "\n".join(line for model, entry in report.items() for line in tables_of(model, entry))
-    output.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", encoding="utf-8")
+    write_between(output, PAGE_MARKS, [line for model, entry in report.items() for line in tables_of(model, entry)])
 
 
 def bundle_of(name: str, work: Path) -> Path:

@@ -49,7 +49,7 @@ def load(
 ) -> "Explainer":
     """Load a bundle, ready to explain.
 
-    What is None of `threads`, `lanes`, `spinning` and `batch_size` is measured, in two to three seconds, when the
+    What is None of `threads`, `lanes`, `spinning` and `batch_size` is measured, in about three seconds, when the
     bundle is first loaded on this machine, and remembered in the user's cache folder. It changes no result.
 
     Args:
@@ -389,7 +389,7 @@ class Explainer:
             progress=progress,
             cancel=cancel,
         )
-        batch_size = self._options(**asked).batch_size
+        made = self._options(**asked)
         self._opened()
         class_indices(target, self.bundle.classes, self.bundle.labels)
         several = isinstance(target, list | tuple)
@@ -406,7 +406,7 @@ class Explainer:
             Stream(
                 images,
                 explain,
-                batch_size,
+                made.batch_size,
                 ordered=ordered,
                 return_exceptions=return_exceptions,
                 progress=progress,
@@ -434,7 +434,6 @@ class Explainer:
         progress: Progress | None,
         cancel: Cancel | None,
     ) -> Options:
-        """Return how to ask, with what the bundle and `load` say where the caller says nothing."""
         return Options(
             activation=self.bundle.activation if activation is None else activation,
             batch_size=self._batch_size if batch_size is None else batch_size,

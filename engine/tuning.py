@@ -25,8 +25,8 @@ from engine.backends.threads import Threads, usable_cpus
 from engine.errors import BackendError, EngineError
 from engine.options import expect_whole
 
-SWEEP_S = 2.5
-_SLOT_S = 0.25
+SWEEP_S = 3.0
+_SLOT_S = 0.2
 _MOST_RUNS = 20
 _GAIN = 1.05  # what two measurements of the same differ by
 _HOPELESS = 1.4
@@ -111,7 +111,7 @@ def tune(
 
 
 def sweep(default: Setup, fixed: Collection[str], can_spin: bool, rate: Rate) -> Setup:
-    """Choose one thing after the other; the default stays unless it is clearly beaten.
+    """Choose one thing after the other; the default stays unless it is clearly beaten, twice.
 
     Args:
         default: Where to begin.
@@ -119,31 +119,48 @@ def sweep(default: Setup, fixed: Collection[str], can_spin: bool, rate: Rate) ->
         can_spin: Whether the runtime's threads can spin.
         rate: What to choose by.
     """
-    best = default
+    best, choice = default, _Choice(rate)
     if can_spin and "spinning" not in fixed:
         # Also for lanes of one thread: the tapped pass is one run with all of them.
         whole = replace(best, lanes=best.lanes if "lanes" in fixed else 1)
         if whole.threads // whole.lanes > 1:
-            best = replace(best, spinning=_fastest(whole, [replace(whole, spinning=True)], rate).spinning)
+            best = replace(best, spinning=choice.fastest(whole, [replace(whole, spinning=True)]).spinning)
     if "lanes" not in fixed:
         fewer = dict.fromkeys(lanes for lanes in (best.threads // 2, 1) if 0 < lanes < best.threads)
-        best = _fastest(best, [replace(best, lanes=lanes) for lanes in fewer], rate)
+        best = choice.fastest(best, [replace(best, lanes=lanes) for lanes in fewer])
     if not {"threads", "lanes"} & set(fixed) and best.lanes == best.threads >= 4:
         half = best.threads // 2  # one for each core, where every core counts as two CPUs
-        best = _fastest(best, [replace(best, threads=half, lanes=half)], rate)
+        best = choice.fastest(best, [replace(best, threads=half, lanes=half)])
     if "batch_size" not in fixed:
-        best = _fastest(best, [replace(best, batch_size=best.lanes * each) for each in _EACH], rate)
+        best = choice.fastest(best, [replace(best, batch_size=best.lanes * each) for each in _EACH])
     return best
 
 
-def _fastest(first: Setup, others: Sequence[Setup], rate: Rate) -> Setup:
-    """Return the first setup, or that of the others which is clearly faster than all before it."""
-    best, most = first, rate(first)
-    for setup in others:
-        found = rate(setup) if setup != first else 0.0
-        if found > _GAIN * most:
-            best, most = setup, found
-    return best
+class _Choice:
+    """Chooses between setups, and remembers what was measured.
+
+    Args:
+        rate: What to choose by.
+    """
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._known: dict[Setup, float] = {}
+
+    def fastest(self, first: Setup, others: Sequence[Setup]) -> Setup:
+        """Return the first setup, or one of the others that was clearly faster, and is so when both run once more.
+
+        Other programs come and go, and what is chosen is kept for long.
+        """
+        if not others:
+            return first
+        for setup in (first, *others):
+            if setup not in self._known:
+                self._known[setup] = self._rate(setup)
+        best = max((first, *others), key=lambda setup: self._known[setup])  # of equal ones the first
+        if self._known[best] <= _GAIN * self._known[first]:
+            return first
+        return best if self._rate(best) > _GAIN * self._rate(first) else first
 
 
 class Stopwatch:
@@ -167,7 +184,7 @@ class Stopwatch:
         self._image_shape = tuple(image_shape)
         self._clock = clock
         self._ends = clock() + SWEEP_S
-        self._rates: dict[Setup, float] = {}
+        self._most = 0.0
         self._opened: tuple[Setup, Session] | None = None
 
     def __call__(self, setup: Setup) -> float:
@@ -176,18 +193,18 @@ class Stopwatch:
         Raises:
             BackendError: The runtime refused the graph or failed, or the system has no more threads.
         """
-        if setup not in self._rates:
-            if self._clock() >= self._ends:
-                return 0.0
-            self._rates[setup] = self._measure(setup)
-            _LOG.debug("%s: %.4g images a second", setup, self._rates[setup])
-        return self._rates[setup]
+        if self._clock() >= self._ends:
+            return 0.0
+        found = self._measure(setup)
+        self._most = max(self._most, found)
+        _LOG.debug("%s: %.4g images a second", setup, found)
+        return found
 
     def _measure(self, setup: Setup) -> float:
         session, lanes = self._session(setup), setup.lanes
         count = max(1, setup.batch_size // lanes)
         images = np.random.default_rng(0).standard_normal((count, *self._image_shape), np.float32)
-        hopeless_s = _HOPELESS * lanes * count / max(self._rates.values(), default=1e-9)
+        hopeless_s = _HOPELESS * lanes * count / max(self._most, 1e-9)
 
         def lane(_: int) -> list[float]:
             session.run([images])  # the first is slower

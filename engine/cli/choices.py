@@ -21,7 +21,7 @@ Batch: TypeAlias = Annotated[
     typer.Option(help="Changed images that are scored at a time; what is fastest if left out.", metavar="N"),
 ]
 Tune: TypeAlias = Annotated[
-    bool, typer.Option(help="Measure what scores fastest when a bundle is first loaded on this machine, in 2 to 3 s.")
+    bool, typer.Option(help="Measure what scores fastest when a bundle is first loaded on this machine, in about 3 s.")
 ]
 Providers: TypeAlias = Annotated[
     list[str] | None,
