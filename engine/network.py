@@ -23,7 +23,6 @@ _CHECKS = {
     "gradient": expect_gradient,
     "full_gradient": expect_full_gradient,
 }
-_ONE_THREAD = ("head", "last_layer")  # of the latter, so that it takes no longer when another program has a core
 
 
 def open_scorer(bundle: Bundle, backend: Backend, precision: str) -> Session:
@@ -122,7 +121,7 @@ class Network:
                 "that needs no gradient at the image"
             )
         expect_unchanged(bundle, file)
-        session = self._backend.open(file, many_runs=graph in _ONE_THREAD)
+        session = self._backend.open(file, many_runs=graph == "head")
         if block != graph:
             expect_companion(bundle, block, session)
         else:

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 
 
-_AHEAD = 3  # one image is prepared and tapped, one scored, one put together; more gain nothing (decision 13)
+_AHEAD = 3  # one image is prepared and tapped, one scored, one put together
 
 
 class Explain(Protocol[Result_co]):

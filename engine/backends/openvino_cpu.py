@@ -130,8 +130,9 @@ class OpenVinoSession:
             for number, (_, array) in enumerate(zip(self.inputs, inputs, strict=True)):
                 whole = np.require(array, requirements=["C", "W"])  # what OpenVINO takes without a copy
                 request.set_input_tensor(number, ov.Tensor(whole, shared_memory=True))
+            request.start_async()
             with nullcontext() if brake is None else brake.on(request.cancel):
-                request.infer()
+                request.wait()
         except Exception as err:  # OpenVINO raises RuntimeError, and its bindings TypeError and others
             reason = " ".join(str(err).split())
             raise BackendError(f"{self._name}: OpenVINO failed: {reason}") from err

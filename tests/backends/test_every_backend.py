@@ -1,6 +1,7 @@
 """What every backend must do."""
 
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from engine.backends import BACKENDS, Backend, Tensor, create_backend
+from engine.backends import BACKENDS, Backend, Brake, Tensor, create_backend
 from engine.errors import BackendError, OptionError
-from tests.backends.graphs import two_outputs
+from tests.backends.graphs import slow, two_outputs
 from tests.devices import CPU, DEVICES, OPENVINO
 from tests.tiny_cnn import tiny_cnn
 
@@ -217,3 +218,19 @@ def test_too_few_or_too_many_inputs(backend: Backend, graph: Path) -> None:
     for inputs in ([], [np.zeros((1, 3, 24, 32), np.float32)] * 2):
         with pytest.raises(BackendError, match=r"graph\.onnx: .* failed: zip"):
             session.run(inputs)
+
+
+def test_a_run_is_stopped_by_another_thread(backend: Backend) -> None:
+    session = backend.open(slow().SerializeToString())
+    brake = Brake()
+    threading.Timer(0.1, brake.pull).start()
+    for _ in range(2):  # the second time it is pulled already
+        with pytest.raises(BackendError, match=r"^the source model: .*(terminate flag|cancel)"):
+            session.run([np.zeros((1024, 1024), np.float32)], brake)
+    assert brake.pulled
+
+
+def test_a_brake_that_is_not_pulled(backend: Backend, random: np.random.Generator, graph: Path) -> None:
+    images = random.normal(size=(1, 3, 24, 32)).astype(np.float32)
+    session = backend.open(graph)
+    assert session.run([images], Brake())[0].tobytes() == session.run([images])[0].tobytes()

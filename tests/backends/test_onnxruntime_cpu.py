@@ -2,17 +2,14 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
 
-from engine.backends import Brake, OnnxRuntimeCpu, create_backend
+from engine.backends import OnnxRuntimeCpu, create_backend
 from engine.errors import BackendError, OptionError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -154,37 +151,3 @@ importlib.metadata.version = version
         "one of them: pip uninstall onnxruntime onnxruntime-gpu, then pip install 'ada-sise-engine[cpu]' or "
         "'ada-sise-engine[gpu]'",
     ], done.stderr
-
-
-def slow() -> onnx.ModelProto:
-    """A loop of 10⁹ additions: hours, if nobody stops it."""
-    scalar = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("before", "after")]
-    flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("going", "going_on")]
-    number = helper.make_tensor_value_info("number", TensorProto.INT64, [])
-    nodes = [
-        helper.make_node("Add", ["before", "before"], ["after"]),
-        helper.make_node("Identity", ["going"], ["going_on"]),
-    ]
-    body = helper.make_graph(nodes, "body", [number, flags[0], scalar[0]], [flags[1], scalar[1]])
-    loop = helper.make_node("Loop", ["times", "", "x"], ["y"], body=body)
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("x", "y")]
-    times = helper.make_tensor("times", TensorProto.INT64, [], [10**9])
-    graph = helper.make_graph([loop], "slow", ends[:1], ends[1:], [times])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def test_a_run_is_stopped_by_another_thread() -> None:
-    session = OnnxRuntimeCpu(threads=1).open(slow().SerializeToString())
-    brake = Brake()
-    threading.Timer(0.1, brake.pull).start()
-    text = r"^the source model: ONNX Runtime failed: .*Exiting due to terminate flag being set to true"
-    for _ in range(2):  # the second time it is pulled already
-        with pytest.raises(BackendError, match=text):
-            session.run([np.array(1.0, np.float32)], brake)
-    assert brake.pulled
-
-
-def test_a_brake_that_is_not_pulled(random: np.random.Generator, graph: Path) -> None:
-    images = random.normal(size=(1, 3, 24, 32)).astype(np.float32)
-    session = OnnxRuntimeCpu().open(graph)
-    assert session.run([images], Brake())[0].tobytes() == session.run([images])[0].tobytes()
