@@ -41,11 +41,17 @@ class _RememberingProbe(Probe):
     folder: Path
 
     def score(
-        self, rows: Rows, count: int | None = None, *, graph: str | None = None, activation: str | None = None
+        self,
+        rows: Rows,
+        count: int | None = None,
+        *,
+        graph: str | None = None,
+        activation: str | None = None,
+        least: int = 1,
     ) -> NDArray[np.float64]:
         """Score rows; see `engine.probe.Probe.score`."""
         if not isinstance(rows, FeatureMasks) or rows._baseline is not None or graph is not None:
-            return super().score(rows, count, graph=graph, activation=activation)
+            return super().score(rows, count, graph=graph, activation=activation, least=least)
         names = self._names(rows)
         known = self._read()
         missing = [number for number, name in enumerate(names) if name not in known]
