@@ -16,7 +16,7 @@ from engine.spelling import spell
 Report = dict[str, Any]
 
 LIKENESS = "spearman"
-WHOLE_NETWORK = ("tapped", "forward")
+WHOLE_NETWORK = ("tapped", "last_layer", "forward")
 """Graphs, by how their names begin, that compute the whole network; the head alone costs next to nothing."""
 POINT = 1.0
 LIKENESS_GOALS = {100: 0.93, 50: 0.88}
