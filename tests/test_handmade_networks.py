@@ -134,7 +134,7 @@ def test_all_masks_score_0(tmp_path: Path, random: np.random.Generator) -> None:
     assert (layer.scored, layer.scores.tolist()) == (3, [0.0, 0.0, 0.0])
     assert not result.heatmap.any()
     assert result.warnings == (
-        "layer 'features' is left out of the fusion: all 3 scored masks score 0",
+        "layer 'features' is left out of the fusion: all its masks score 0",
         "the heatmap is all zeros: no layer gave a visualization map, or fusion cut everything away",
     )
 
