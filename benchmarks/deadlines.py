@@ -24,9 +24,8 @@ from PIL import Image
 
 import engine
 from benchmarks.machine import heading, in_own_process, machine
-from engine.export import export
+from benchmarks.which_method import ASSETS, bundle_of
 
-ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
 NETWORKS = ("efficientnet-lite0-voc20", "resnet50-thin-voc20")
 LOWEST, HIGHEST = 1.2, 20.0
 BETWEEN = ("<!-- written by benchmarks.deadlines -->", "<!-- end -->")
@@ -61,15 +60,7 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine(), "requests": asked.requests, "deadlines": [], "many": []}
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.networks.split(","):
-            bundle = Path(folder) / f"{name}.ada"
-            source = ASSETS / "models" / name
-            export(
-                source / "model.onnx",
-                bundle,
-                preprocess=source / "preprocess.json",
-                labels=source / "labels.txt",
-                activation="sigmoid",
-            )
+            bundle = bundle_of(name, Path(folder))
             tapped_ms = in_own_process(tapped_pass_ms, bundle)
             for setting in SETTINGS:
                 with burner() if setting.burner else no_burner():

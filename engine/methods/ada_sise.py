@@ -23,7 +23,7 @@ from engine.errors import OptionError
 from engine.explanation import LayerReport
 from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.image import Baseline
-from engine.kernels import FUSIONS, RULES, Selection, fuse, is_flat, select_channels, visualization_map
+from engine.kernels import FUSIONS, RULES, Kriging, Selection, fuse, is_flat, select_channels, visualization_map
 from engine.kernels.similarity import spearman
 from engine.methods.base import Attribution, Map
 from engine.options import expect_known, expect_number
@@ -89,22 +89,23 @@ class AdaSise:
             ]
             flat = [_flat(*layer) for layer in zip(tapped.maps, zip(*chosen, strict=True), strict=True)]
             plans = [plan(selections, flat) for selections in chosen]
-            orders = [self._order(probe, tapped.maps, own) for own in plans]
+            orders, krigings = zip(*(self._order(probe, tapped.maps, own) for own in plans), strict=True)
         turns = take_turns([own.pairs(order) for own, order in zip(plans, orders, strict=True)])
         rows = FeatureMasks(probe.image[0], baseline, tapped.maps, turns)
         masks = rows.by_layer(probe.score(rows, least=0))
-        return [self._fuse(probe, tapped.maps, masks, plans[k], orders[k], k) for k in range(count)]
+        return [self._fuse(probe, tapped.maps, masks, plans[k], orders[k], krigings[k], k) for k in range(count)]
 
-    def _order(self, probe: Probe, maps: Sequence[Floats], own: Plan) -> NDArray[np.int64]:
-        """Return the numbers of the masks of one class that shall be scored, in order."""
+    def _order(self, probe: Probe, maps: Sequence[Floats], own: Plan) -> tuple[NDArray[np.int64], Kriging | None]:
+        """Return the numbers of the masks of one class that shall be scored, in order, and what the order rests on."""
         total = len(own.masks)
         count, likely = probe.within_budget(total), probe.affordable()
         most = PRESETS[self.preset]
         count = count if most is None else min(count, most)
         likely = count if likely is None else min(count, likely // len(probe.classes))
         if likely == total:
-            return np.arange(total)
-        return telling_first(own.kriging(maps, probe.size), total, count, likely)
+            return np.arange(total), None
+        kriging = own.kriging(maps, probe.size)
+        return telling_first(kriging, total, count, likely), kriging
 
     def _fuse(
         self,
@@ -113,14 +114,18 @@ class AdaSise:
         masks: Sequence[ScoredMasks],
         own: Plan,
         order: NDArray[np.int64],
+        kriging: Kriging | None,
         k: int,
     ) -> Attribution:
         """Make the heatmap of class number k from its own masks."""
         with probe.clock("estimate"):
             scores = _scores(own, order, masks, k)
             known = order[~np.isnan(scores[order])]
-            kriging = own.kriging(maps, probe.size) if len(known) < len(scores) else None
-            values = scores if kriging is None else kriging.estimate(known, scores[known])
+            if len(known) == len(scores):
+                kriging, values = None, scores
+            else:
+                kriging = own.kriging(maps, probe.size) if kriging is None else kriging
+                values = kriging.estimate(known, scores[known])
         with probe.clock("combine"):
             views = _views(maps, masks, own, scores, values, probe.size)
         with probe.clock("fuse"):
