@@ -25,6 +25,12 @@ _DEVICE = "CPU"
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 """In what OpenVINO computes operators of float32: int8 is in the graph's own operators, and the rest of it is exact."""
 
+# One, which lives as long as the process. OpenVINO gives the thread that first uses a core a stack for signals, and
+# unmaps it with the core, also while the thread has it in use because another core came between: the thread's next
+# signal, a SIGINT that Python handles for example, is then a segmentation fault (seen with OpenVINO 2026.4).
+_CORE = ov.Core()
+_CORE.set_property({"ENABLE_MMAP": False})  # what is written over a mapped file reaches the network loaded from it
+
 
 class OpenVinoCpu:
     """Opens graphs in OpenVINO on the CPU, the same bytes out for the same bytes in.
@@ -58,9 +64,6 @@ class OpenVinoCpu:
             )
         if self.threads.spinning:
             raise OptionError("spinning is True; expected False or None: OpenVINO's threads do not spin")
-        self._core = ov.Core()
-        # What is written over a mapped file reaches the network that was loaded from it.
-        self._core.set_property({"ENABLE_MMAP": False})
 
     def open(self, graph: Path | bytes, *, many_runs: bool = False, precision: str = "float32") -> "OpenVinoSession":
         """Load a graph from a file or from the bytes of a model.
@@ -87,17 +90,17 @@ class OpenVinoCpu:
             "ENABLE_CPU_PINNING": False,  # else explainers side by side would all sit on the first CPUs
         }
         try:
-            compiled = self._core.compile_model(self._core.read_model(graph), _DEVICE, properties)
+            compiled = _CORE.compile_model(_CORE.read_model(graph), _DEVICE, properties)
         except Exception as err:  # OpenVINO raises RuntimeError, and its bindings TypeError and others
             reason = " ".join(str(err).split())
             raise BackendError(f"{name}: {self.runtime} refused the graph: {reason}") from err
         return OpenVinoSession(name, compiled, outlives_fork=run_threads * lanes == 1)
 
     def _expect_capable(self, name: str, precision: str) -> None:
-        capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        capabilities = _CORE.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and "BF16" not in capabilities:
             raise BackendError(
-                f"{name}: {self._core.get_property(_DEVICE, 'FULL_DEVICE_NAME')} computes in "
+                f"{name}: {_CORE.get_property(_DEVICE, 'FULL_DEVICE_NAME')} computes in "
                 f"{', '.join(sorted(capabilities))}; expected BF16 among them (AVX-512 BF16 or AMX): choose precision "
                 "'float32' or 'int8'"
             )

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,12 +81,13 @@ def test_bfloat16(graph: Path) -> None:
 def test_a_cpu_without_bfloat16(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from engine.backends import openvino_cpu
 
-    class Core(openvino_cpu.ov.Core):
-        def get_property(self, device: str, name: str) -> object:
-            assert device == "CPU"
-            return {"OPTIMIZATION_CAPABILITIES": ["INT8", "FP32"], "FULL_DEVICE_NAME": "Old CPU"}[name]
+    def get_property(device: str, name: str) -> object:
+        assert device == "CPU"
+        return {"OPTIMIZATION_CAPABILITIES": ["INT8", "FP32"], "FULL_DEVICE_NAME": "Old CPU"}[name]
 
-    monkeypatch.setattr(openvino_cpu.ov, "Core", Core)
+    core = openvino_cpu._CORE
+    old = SimpleNamespace(get_property=get_property, read_model=core.read_model, compile_model=core.compile_model)
+    monkeypatch.setattr(openvino_cpu, "_CORE", old)
     backend = create_backend(OPENVINO)
     text = (
         f"{graph}: Old CPU computes in FP32, INT8; expected BF16 among them (AVX-512 BF16 or AMX): choose precision "
@@ -134,3 +136,23 @@ def test_no_file_stays_mapped(tiny_bundle: Path) -> None:
     session = create_backend(OPENVINO).open(tiny_bundle / "forward.onnx")
     assert str(tiny_bundle) not in Path("/proc/self/maps").read_text(encoding="utf-8")
     session.run([IMAGES])
+
+
+@needs_openvino
+def test_signals_are_handled_when_sessions_have_come_and_gone(tiny_bundle: Path) -> None:
+    code = f"""
+import gc, signal
+from pathlib import Path
+from engine.backends import create_backend
+
+graph = Path({str(tiny_bundle / "forward.onnx")!r})
+sessions = [create_backend("openvino", threads=1).open(graph) for _ in range(2)]
+while sessions:
+    del sessions[0]
+    gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    assert python(code) == ["interrupted"]
