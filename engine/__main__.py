@@ -101,6 +101,9 @@ def explain(
     deadline_ms: Annotated[
         float | None, typer.Option(help="Score the masks that fit into this time, per photo.", metavar="MS")
     ] = None,
+    too_late: Annotated[
+        str, typer.Option(help="What a deadline that is too short gives: grad-cam (a map of the last layer) or error.")
+    ] = "grad-cam",
     device: Device = "cpu",
     precision: Precision = "float32",
     threads: Threads = None,
@@ -157,6 +160,7 @@ def explain(
         "activation": activation,
         "max_masks": max_masks,
         "deadline_ms": deadline_ms,
+        "too_late": too_late,
         "visualization_maps": maps,
     }
 

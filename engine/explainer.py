@@ -125,6 +125,7 @@ class Explainer:
 
     def __init__(self, bundle: Bundle, backend: Backend, precision: str = "float32", batch_size: int = 8) -> None:
         self.bundle = bundle
+        self.device = backend.device
         self.precision = precision
         self._batch_size = batch_size
         self._backend = backend

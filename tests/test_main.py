@@ -215,6 +215,17 @@ def test_a_refused_option_leaves_no_folder(tiny_bundle: Path, photo: Path, tmp_p
         assert not (tmp_path / "new").exists()
 
 
+def test_what_a_deadline_that_is_too_short_gives(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    short = ("-o", tmp_path / "out.png", "--deadline-ms", "0.001")
+    line = one_line(explain(tiny_bundle, photo, *short, "--too-late", "error"))
+    assert line.startswith("deadline_ms is 0.001, and there was no time to run tapped.onnx; expected a longer one")
+    assert not (tmp_path / "out.png").exists()
+    done = explain(tiny_bundle, photo, *short, "--json")
+    assert (done.returncode, json.loads(done.stdout)["method"]) == (0, "grad-cam")
+    line = one_line(explain(tiny_bundle, photo, *short, "--too-late", "never", "--force"))
+    assert line == "too_late is 'never'; expected one of grad-cam, error"
+
+
 def test_maps_of_a_method_that_makes_none(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
     line = one_line(explain(tiny_bundle, photo, "-o", tmp_path / "out.png", "--method", "rise", "--maps"))
     assert line == "--maps: method 'rise' makes no maps of layers; ada-sise and sise do"

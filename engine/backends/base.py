@@ -111,12 +111,14 @@ class Backend(Protocol):
         providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
 
     Attributes:
+        device: Its name.
         precisions: In what it can score masks; `float32` comes first.
         runtime: The runtime's name and version.
         can_spin: Whether `spinning` may be True.
         threads: What was asked for, with everything decided.
     """
 
+    device: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
     runtime: ClassVar[str]
     can_spin: ClassVar[bool]

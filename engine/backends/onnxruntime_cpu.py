@@ -76,6 +76,7 @@ class OnnxRuntimeCpu:
         OptionError: The number of threads or lanes is not positive, or a provider is not in this build of ONNX Runtime.
     """
 
+    device: ClassVar[str] = "cpu"
     precisions: ClassVar[tuple[str, ...]] = ("float32", "int8")
     runtime: ClassVar[str] = f"ONNX Runtime {ONNXRUNTIME_VERSION}"
     can_spin: ClassVar[bool] = True

@@ -45,6 +45,7 @@ class OpenVinoCpu:
         OptionError: The number of threads or lanes is not positive, or an option is not of OpenVINO.
     """
 
+    device: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[str, ...]] = tuple(_HINTS)
     runtime: ClassVar[str] = f"OpenVINO {OPENVINO_VERSION}"
     can_spin: ClassVar[bool] = False

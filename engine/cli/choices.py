@@ -11,7 +11,10 @@ Activation: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help=f"Where to compute: {', '.join(BACKENDS)}.")]
 Precision: TypeAlias = Annotated[
-    str, typer.Option(help="In what masks are scored: float32; or int8, if the bundle was exported with --int8.")
+    str,
+    typer.Option(
+        help="In what masks are scored: float32; int8, if the bundle was exported with --int8; bfloat16 on openvino."
+    ),
 ]
 Threads: TypeAlias = Annotated[
     int | None, typer.Option(help="CPU threads; one per CPU that the process may use if left out.", metavar="N")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from engine.cli.choices import Activation, Batch, Providers, Threads, Tune
+from engine.cli.choices import Activation, Batch, Device, Precision, Providers, Threads, Tune
 from engine.cli.console import RESULT, STATUS, loading, print_status
 from engine.cli.summary import print_summary
 from engine.errors import EngineError, OptionError, printable
@@ -68,6 +68,8 @@ def evaluate_methods(
     sample: Annotated[int | None, typer.Option(help="Take N photos, drawn at random.", metavar="N")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample and of the gallery.", metavar="N")] = 0,
     gallery: Annotated[int, typer.Option(help="Show the heatmaps of N pairs in the report.", metavar="N")] = 0,
+    device: Device = "cpu",
+    precision: Precision = "float32",
     batch: Batch = None,
     threads: Threads = None,
     tune: Tune = True,
@@ -99,7 +101,15 @@ def evaluate_methods(
     if bundle.resolve() in (output.resolve(), *output.resolve().parents):
         raise OptionError(f"{output}: lies in the bundle, which holds its own files only; choose another place")
     with loading():
-        explainer = load(bundle, threads=threads, batch_size=batch, tune=tune, providers=provider)
+        explainer = load(
+            bundle,
+            device=device,
+            precision=precision,
+            threads=threads,
+            batch_size=batch,
+            tune=tune,
+            providers=provider,
+        )
     try:
         output.mkdir(exist_ok=True)
     except OSError as err:

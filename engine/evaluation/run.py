@@ -62,7 +62,7 @@ def evaluate(
 
     Raises:
         OptionError: A method, measure or option has no meaning, or the store has results of another model, data set,
-            threshold or activation, or cannot be written.
+            threshold, activation, device or precision, or cannot be written.
         DatasetError: The data set has no class of the model's.
         BackendError: The explainer is closed.
         CancelledError: `cancel` was set.
@@ -80,6 +80,8 @@ def evaluate(
         "data set": dataset.fingerprint,
         "threshold": repr(float(choice.threshold)),
         "activation": activation,
+        "device": explainer.device,
+        "precision": explainer.precision,
     }
     left_out = ", ".join(f"{label} ({count})" for label, count in matching.left_out.items())
     notes = {"model": bundle.path.name, "form": dataset.form, "photos": str(len(dataset.samples)), "left out": left_out}

@@ -8,6 +8,7 @@ from PIL import Image
 
 import engine
 from engine.evaluation import Choice, Store, evaluate, read_dataset, summarise
+from tests.devices import CPU, OPENVINO, needs_openvino
 from tests.terminal import run_in_terminal
 from tests.test_main import one_line, run
 from tests.tiny_cnn import photo_pixels
@@ -70,6 +71,21 @@ def test_other_settings_are_refused(tiny_bundle: Path, listing: Path, tmp_path: 
         f"{out / 'results.sqlite'}: holds results with threshold 0.0; expected 0.5, as now asked for: choose another "
         "folder, or ask as before"
     )
+
+
+@needs_openvino
+def test_another_device(tiny_bundle: Path, listing: Path, tmp_path: Path) -> None:
+    options = ("--method", "ada-sise", "--metric", "ebpg", "--threshold", "0")
+    means = []
+    for device in (CPU, OPENVINO):
+        out = tmp_path / device
+        done = evaluated(tiny_bundle, listing, "-o", out, *options, "--device", device)
+        assert done.returncode == 0, done.stderr
+        content = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        assert (content["settings"]["device"], content["settings"]["precision"]) == (device, "float32")
+        means.append([row["mean"] for row in content["results"]])
+    assert means[0] == pytest.approx(means[1], abs=1e-3)
+    assert means[0] != means[1]
 
 
 def test_a_photo_that_cannot_be_read_is_told_at_the_end(tiny_bundle: Path, listing: Path, tmp_path: Path) -> None:
@@ -145,13 +161,15 @@ def test_ctrl_c_keeps_what_was_finished(tiny_bundle: Path, listing: Path, tmp_pa
         (("--metric", ""), "--metric: names nothing; expected names with commas between them, or leave it out"),
         (("--method", ","), "--method: names nothing; expected names with commas between them, or leave it out"),
         (("--sample", "0"), "sample is 0; expected a whole number of at least 1"),
+        (("--device", "npu"), "device 'npu' is unknown; expected one of cpu, openvino"),
+        (("--precision", "int8"), "BUNDLE: has no forward.int8.onnx, which precision 'int8' needs; export the"),
         (("--split", "val"), "LISTING: is one file, which has no split 'val'; leave the split out, or give the folder"),
     ],
 )
 def test_mistakes(tiny_bundle: Path, listing: Path, tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:
     method = () if "--method" in arguments else ("--method", "centre")
     found = one_line(evaluated(tiny_bundle, listing, "-o", tmp_path / "out", "--threshold", "0", *method, *arguments))
-    assert found.replace(str(listing), "LISTING").startswith(line)
+    assert found.replace(str(listing), "LISTING").replace(str(tiny_bundle), "BUNDLE").startswith(line)
 
 
 def test_places_for_the_results(tiny_bundle: Path, listing: Path, tmp_path: Path) -> None:

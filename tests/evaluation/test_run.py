@@ -223,6 +223,23 @@ def test_another_question_is_refused(
         evaluate(explainer, dataset, ["centre"], [], store, others[changed])
 
 
+@pytest.mark.parametrize(("name", "usual", "other"), [("device", "cpu", "openvino"), ("precision", "float32", "int8")])
+def test_another_device_or_precision_is_refused(
+    *,
+    explainer: engine.Explainer,
+    dataset: Dataset,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    usual: str,
+    other: str,
+) -> None:
+    evaluate(explainer, dataset, ["centre"], [], store, Choice(threshold=0.0))
+    monkeypatch.setattr(explainer, name, other)
+    with pytest.raises(OptionError, match=f"holds results with {name} {usual}; expected {other}, as now asked for"):
+        evaluate(explainer, dataset, ["centre"], [], store, Choice(threshold=0.0))
+
+
 def test_another_data_set_or_bundle_is_refused(
     explainer: engine.Explainer, dataset: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
