@@ -7,10 +7,11 @@ from dataclasses import fields
 import numpy as np
 
 from engine.costs import Costs
+from engine.deadline import FINISH
 from engine.errors import DeadlineError
 from engine.explanation import Explanation
 from engine.methods import Attribution, GradCam, Method
-from engine.probe import FINISH, Probe
+from engine.probe import Probe
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,11 +54,11 @@ def _within_deadline(probe: Probe, method: Method) -> list[tuple[Attribution, Me
     except DeadlineError:
         if probe.options.too_late == "error":
             raise
-    probe.ignore_deadline()  # the class scores are there, or cost a run
+    probe.deadline.lift()  # the class scores are there, or cost a run
     if found and (probe.options.deadline_ms is None or not any(map(_is_empty, found))):
         return [(attribution, method) for attribution in found]
     if probe.options.too_late == "error":
-        raise probe.too_late("there was no time for a mask of every class")
+        raise probe.deadline.error("there was no time for a mask of every class")
     instead = GradCam()
     spare = instead.explain(probe)
     if not found:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NoReturn, Self, TypeAlias, Unpack, overload
+from typing import Any, Literal, NoReturn, Self, TypeAlias, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from engine.answer import answer
 from engine.backends import Backend, create_backend
 from engine.bundle import Bundle, list_files, load_bundle
 from engine.costs import Costs
+from engine.deadline import FINISH
 from engine.errors import BackendError, EngineError, OptionError
 from engine.explanation import Explanation
 from engine.image import Photo
@@ -24,7 +25,7 @@ from engine.methods import Method, create_method
 from engine.network import Network, open_scorer
 from engine.options import Asked, Choices, MethodOptions, Options, Target, Targets, class_indices
 from engine.pace import Cancel, Progress
-from engine.probe import FINISH, Probe
+from engine.probe import Probe
 from engine.stream import Stream
 from engine.tuning import Setup
 from engine.tuning import tune as tune_setup
@@ -181,30 +182,18 @@ class Explainer:
         image: Photo,
         target: Target | Targets = None,
         *,
-        activation: str | None = None,
-        batch_size: int | None = None,
-        max_masks: int | None = None,
-        deadline_ms: float | None = None,
-        too_late: str = "grad-cam",
-        progress: Progress | None = None,
-        cancel: Cancel | None = None,
         finish_s: float = 0.0,
         shared: SharedLanes | None = None,
+        **asked: Unpack[Asked],
     ) -> Probe:
         """Take up one image, to put changed forms of it to the network: what methods and measures work with.
 
         Args:
-            image: As for `explain`, and so are the others.
+            image: As for `explain`.
             target: The classes that are asked about.
-            activation: Instead of the bundle's own.
-            batch_size: Changed images that are scored at a time; None for what `load` found.
-            max_masks: The most masks to score for a class.
-            deadline_ms: When the result shall be there.
-            too_late: What a deadline that is too short gives.
-            progress: Told how far it is.
-            cancel: Ends it.
             finish_s: What is to be done for each class after the last run of the network, in seconds.
             shared: The lanes, if changed forms of other images are scored with this one's.
+            asked: How to ask the network, as for `explain`.
 
         Raises:
             ImageError: The image cannot be read or does not fit.
@@ -212,15 +201,7 @@ class Explainer:
             OptionError: An option has no meaning.
             BackendError: The explainer is closed.
         """
-        options = self._options(
-            activation=activation,
-            batch_size=batch_size,
-            max_masks=max_masks,
-            deadline_ms=deadline_ms,
-            too_late=too_late,
-            progress=progress,
-            cancel=cancel,
-        )
+        options = self._options(asked)
         targets = class_indices(target, self.bundle.classes, self.bundle.labels)
         return Probe(self.bundle, self._opened(), image, targets, options, self._costs, finish_s, shared)
 
@@ -391,7 +372,7 @@ class Explainer:
             progress=progress,
             cancel=cancel,
         )
-        made = self._options(**asked)
+        made = self._options(asked)
         self._opened()
         class_indices(target, self.bundle.classes, self.bundle.labels)
         several = isinstance(target, list | tuple)
@@ -425,26 +406,11 @@ class Explainer:
             )
         return chosen
 
-    def _options(
-        self,
-        *,
-        activation: str | None,
-        batch_size: int | None,
-        max_masks: int | None,
-        deadline_ms: float | None,
-        too_late: str,
-        progress: Progress | None,
-        cancel: Cancel | None,
-    ) -> Options:
-        return Options(
-            activation=self.bundle.activation if activation is None else activation,
-            batch_size=self._batch_size if batch_size is None else batch_size,
-            max_masks=max_masks,
-            deadline_ms=deadline_ms,
-            too_late=too_late,
-            progress=progress,
-            cancel=cancel,
-        )
+    def _options(self, asked: Asked) -> Options:
+        """Return what is asked for, with the bundle's activation and the batch size of `load` where it is None."""
+        usual = Options(activation=self.bundle.activation, batch_size=self._batch_size)
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return replace(usual, **given)
 
     def _opened(self) -> Network:
         if self._network is None:

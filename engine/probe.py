@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from engine.backends import Session
 from engine.bundle import Bundle
 from engine.costs import Costs
-from engine.errors import BundleError, DeadlineError, OptionError
+from engine.deadline import Deadline
+from engine.errors import BundleError, OptionError
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import activate
 from engine.lanes import SharedLanes, run_watched
@@ -24,9 +25,6 @@ from engine.scoring import Rows, finite, run_rows, score_rows
 Floats = NDArray[np.float32]
 
 LAST_LAYER = "last_layer"
-FINISH = "finish {}"
-"""What the running estimates call what a method does for a class after its last run of the network."""
-
 _COUNTLESS = 1e9
 _CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
 _GRADIENT_COST = 4  # an upper estimate, in forward passes
@@ -67,6 +65,7 @@ class Probe:
         image: The network's input, float32 [1, C, H, W].
         picture: The part of the photo that the network sees.
         options: How to ask.
+        deadline: When the result shall be there.
         clock: What took how long.
         evaluations: How many images each graph has computed, by the graph's name.
         scored_at: When the network last ended a run, by `time.perf_counter`.
@@ -93,11 +92,10 @@ class Probe:
         self._tapped: Tapped | None = None
         self._last: Tapped | None = None
         self._costs = costs
-        self._finish_s = finish_s * len(targets)
         self._shared = shared
         self._image_s = 1.0
-        deadline = options.deadline_ms
-        self._ends = None if deadline is None else self.clock.began + deadline / 1e3
+        spare = f"{LAST_LAYER} of {min(len(targets), _CLASSES_AT_ONCE)}"
+        self.deadline = Deadline(options, costs, self.clock.began, finish_s * len(targets), spare)
         with self.clock("prepare"):
             prepared = prepare(photo, bundle.preprocess, bundle.image_shape)
         self.image, self.picture = prepared.array, prepared.picture
@@ -223,7 +221,7 @@ class Probe:
             outputs = run_watched(session, inputs, until, self.options.cancel)
         except Empty:
             self._costs.note_stopped(work, time.perf_counter() - began)
-            raise self.too_late(f"{graph}.onnx had to be stopped") from None
+            raise self.deadline.error(f"{graph}.onnx had to be stopped") from None
         self._costs.note(work, time.perf_counter() - began)
         self._count(graph, len(inputs[0]))
         return outputs
@@ -316,21 +314,14 @@ class Probe:
         Raises:
             DeadlineError: There is no time for what comes after the runs.
         """
-        ends = None if self._ends is None else self._ends - self._finish_s
-        if ends is not None and ends < time.perf_counter():
-            raise self.too_late("there was no time left for masks")
         return Pace(
-            ends=ends,
+            ends=self.deadline.expect_time_to_score(),
             costs=self._costs,
             row=f"row of {graph}",
             first_s=self._image_s * self._session(graph).runs_at_once,
             progress=self.options.progress,
             cancel=self.options.cancel,
         )
-
-    def ignore_deadline(self) -> None:
-        """Carry out to the end what is asked from now on: there is nothing shorter, or little is left to do."""
-        self._ends = None
 
     def within_budget(self, count: int) -> int:
         """Return how many of so many changed images the caller allows."""
@@ -391,47 +382,20 @@ class Probe:
     def _until(self, graph: str, work: str) -> float | None:
         """Return when a run is to be stopped, on the clock of `time.perf_counter`; None for never.
 
-        A run whose cost is not known yet is tried. Time for the last layer's run and its map is left, if the caller
-        gets that in the place of a late one; but a run that will hardly be late itself needs no such reserve.
-
         Raises:
             DeadlineError: It would be late.
         """
-        spare = self.options.too_late != "error"
-        if self._ends is None or (spare and graph == LAST_LAYER):
-            return None
-        if spare and self._spare_s() is None:
-            for _ in range(2):  # measures it, and has the map ready; the first call with a deadline pays for it
-                self._last = self._tap(LAST_LAYER)
-        now = time.perf_counter()
-        until = self._ends - ((self._spare_s() or 0.0) if spare and self._last is None else 0.0)
-        usual, high = self._costs.usual(work), self._costs.high(work)
-        if high is not None and now + high <= self._ends - self._finish_s:
-            until = max(until, now + high)
-        if now + (usual or 0.0) > until:
-            self._costs.refused(work)
-            raise self.too_late(f"there was no time to run {graph}.onnx")
-        return until
-
-    def _spare_s(self) -> float | None:
-        """Return what a map of the last layer takes at most, in seconds; None if that is not known."""
-        run = self._costs.high(f"{LAST_LAYER} of {min(len(self._targets), _CLASSES_AT_ONCE)}")
-        return None if run is None else run + (self._costs.high(FINISH.format("grad-cam")) or 0.0)
+        if self.deadline.spares:
+            if graph == LAST_LAYER:  # it is what the caller gets instead
+                return None
+            if self.deadline.spare_s is None:
+                for _ in range(2):  # measures it, and has the map ready; the first call with a deadline pays for it
+                    self._last = self._tap(LAST_LAYER)
+        return self.deadline.expect_time_for(work, graph, has_spare=self._last is not None)
 
     def _expect_rows(self, done: int, least: int) -> None:
         if done < least:
-            raise self.too_late(f"there was time for {done} of at least {least} masks")
-
-    def too_late(self, what: str) -> DeadlineError:
-        """Return the error that the deadline is too short.
-
-        Args:
-            what: Shows it.
-        """
-        return DeadlineError(
-            f"deadline_ms is {self.options.deadline_ms:g}, and {what}; expected a longer one, or too_late='grad-cam', "
-            "which gives a map of the last layer in the place of a late one"
-        )
+            raise self.deadline.error(f"there was time for {done} of at least {least} masks")
 
 
 class Clock:
