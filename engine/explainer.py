@@ -109,8 +109,8 @@ class Explainer:
     """Explains the answers of one model. Any number of threads may use it at the same time.
 
     It holds two copies of the model's weights until it is closed, or leaves its `with` block; methods that ask for
-    other graphs of the bundle add a copy for each. A forked process may use it only if it was loaded with `threads=1`;
-    a spawned one loads its own.
+    other graphs of the bundle add a copy for each. A forked process may use it only if it was loaded with `threads=1`
+    on device `cpu`; a spawned one loads its own.
 
     Args:
         bundle: The compiled model.

@@ -162,7 +162,9 @@ class OnnxRuntimeSession:
 
     def run(self, inputs: Sequence[NDArray[np.generic]], brake: Brake | None = None) -> list[NDArray[np.generic]]:
         """Run the graph once; see `engine.backends.base.Session`."""
-        expect_same_process(self._name, self._process)
+        if self._process is not None:
+            remedy = "load the bundle in each process, or before the fork with threads=1"
+            expect_same_process(self._name, self._process, remedy)
         options = ort.RunOptions()
 
         def stop() -> None:

@@ -95,7 +95,7 @@ class OpenVinoCpu:
         except Exception as err:  # OpenVINO raises RuntimeError, and its bindings TypeError and others
             reason = " ".join(str(err).split())
             raise BackendError(f"{name}: {self.runtime} refused the graph: {reason}") from err
-        return OpenVinoSession(name, compiled, outlives_fork=run_threads * lanes == 1)
+        return OpenVinoSession(name, compiled)
 
     def _expect_capable(self, name: str, precision: str) -> None:
         capabilities = _CORE.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
@@ -115,20 +115,19 @@ class OpenVinoSession:
     Args:
         name: What messages call the graph.
         compiled: The graph, which this object owns.
-        outlives_fork: Whether a process forked from this one may run it: threads do not survive a fork.
     """
 
-    def __init__(self, name: str, compiled: "ov.CompiledModel", *, outlives_fork: bool) -> None:
+    def __init__(self, name: str, compiled: "ov.CompiledModel") -> None:
         self.runs_at_once = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._name = name
         self._compiled = compiled
-        self._process = None if outlives_fork else os.getpid()
+        self._process = os.getpid()  # OpenVINO runs even one thread's work in a thread of its own
         self.inputs = tuple(map(_tensor, compiled.inputs))
         self.outputs = tuple(map(_tensor, compiled.outputs))
 
     def run(self, inputs: Sequence[NDArray[np.generic]], brake: Brake | None = None) -> list[NDArray[np.generic]]:
         """Run the graph once; see `engine.backends.base.Session`."""
-        expect_same_process(self._name, self._process)
+        expect_same_process(self._name, self._process, "load the bundle in each process")
         request = self._compiled.create_infer_request()
         try:
             for number, (_, array) in enumerate(zip(self.inputs, inputs, strict=True)):

@@ -70,18 +70,19 @@ def _is_whole(value: object, most: int) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= int(value) <= most
 
 
-def expect_same_process(name: str, process: int | None) -> None:
+def expect_same_process(name: str, process: int, remedy: str) -> None:
     """Check that a session's threads are there.
 
     Args:
         name: What messages call the graph.
-        process: The process that opened it, or None if it has no threads of its own.
+        process: The process that opened it.
+        remedy: What to do instead, in words.
 
     Raises:
         BackendError: It was opened before a fork, which its threads did not survive.
     """
-    if process is not None and process != os.getpid():
+    if process != os.getpid():
         raise BackendError(
             f"{name}: was opened by process {process}, and its threads did not survive the fork into process "
-            f"{os.getpid()}; load the bundle in each process, or before the fork with threads=1"
+            f"{os.getpid()}; {remedy}"
         )
