@@ -108,8 +108,8 @@ class Bundle:
             return None
         found, bounds = record["agreement"], record["bounds"]
         return (
-            f"its heatmaps and those of float32 have a Spearman correlation of {found['spearman']:.3f} in the median "
-            f"and {found['spearman_worst']:.3f} at worst on {found['photos']} calibration photos; expected "
+            f"its heatmaps and those of float32 have a Spearman correlation of {found['spearman']:.4f} in the median "
+            f"and {found['spearman_worst']:.4f} at worst on {found['photos']} calibration photos; expected "
             f"{bounds['spearman']:g} and {bounds['spearman_worst']:g} at least"
         )
 

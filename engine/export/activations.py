@@ -92,7 +92,9 @@ def observe(
     for arrays in whole.run(images):
         for name, values in arrays.items():
             low, high = extremes[name]
-            counts[name] += np.histogram(values.ravel()[::_STRIDE], _BINS, (low, high))[0]
+            # From another place in every batch: a stride that divides the width sees the same columns of all maps.
+            some = values.ravel()[random.integers(_STRIDE) :: _STRIDE]
+            counts[name] += np.histogram(some, _BINS, (low, high))[0]
         for conv in convs:
             name, source = str(conv.outputs[0].name), conv.inputs[0]
             groups = conv.attributes.get_int("group", 1)
@@ -143,10 +145,9 @@ def sample_windows(values: Floats, windows: Windows, groups: int, random: np.ran
     """
     padding = [(0, 0), (0, 0), *zip(windows.begin, windows.end, strict=True)]
     images, channels = values.shape[:2]
-    extent = [d * (k - 1) + 1 for d, k in zip(windows.dilation, windows.kernel, strict=True)]
-    sliding = np.lib.stride_tricks.sliding_window_view(np.pad(values, padding), extent, axis=(2, 3))
+    sliding = np.lib.stride_tricks.sliding_window_view(np.pad(values, padding), windows.extent, axis=(2, 3))
     taken = sliding[:, :, :: windows.stride[0], :: windows.stride[1], :: windows.dilation[0], :: windows.dilation[1]]
-    height, width = taken.shape[2:4]
+    height, width = windows.output  # one window goes nowhere, whatever the stride
     places = random.integers(0, height * width, (images, _WINDOWS))
     drawn = np.stack([image[:, at // width, at % width] for image, at in zip(taken, places, strict=True)])
     grouped = np.moveaxis(drawn, 1, 0).reshape(groups, channels // groups, images * _WINDOWS, -1)
@@ -158,8 +159,8 @@ def _add(moments: dict[str, Moments], name: str, windows: NDArray[np.float64]) -
     if windows.shape[2] <= LARGEST_FAN_IN:
         products = np.matmul(np.swapaxes(windows, 1, 2), windows)
     if name not in moments:
-        moments[name] = Moments(count=0, total=np.zeros(windows.shape[::2]), products=None)
-        moments[name].products = None if products is None else np.zeros_like(products)
+        none_yet = None if products is None else np.zeros_like(products)
+        moments[name] = Moments(count=0, total=np.zeros(windows.shape[::2]), products=none_yet)
     entry = moments[name]
     entry.count += windows.shape[1]
     entry.total += windows.sum(axis=1)

@@ -13,7 +13,8 @@ from engine.feature_masks import FeatureMasks
 
 LEAST_PHOTOS = 8
 """Fewer say little about the worst heatmap, and the rounding of weights would be fitted to them."""
-_IMAGES = 128
+MOST_PHOTOS = 128
+"""More only take longer: this is one image of each."""
 _CLASSES = 2
 _SEED = 20102
 
@@ -31,23 +32,30 @@ def expect_enough(photos: Sequence[Path]) -> None:
         )
 
 
+def spread(photos: Sequence[Path], most: int) -> list[Path]:
+    """Return at most so many of the photos, evenly from among them."""
+    count = min(most, len(photos))
+    return [photos[number * len(photos) // count] for number in range(count)]
+
+
 def masked_photos(explainer: Explainer, photos: Sequence[Path], progress: Callable[[int], None]) -> NDArray[np.float32]:
     """Make masked images from photos, as Ada-SISE makes them for the two best classes of each.
 
     Args:
         explainer: The model in float32.
-        photos: Files.
+        photos: Files, at most `MOST_PHOTOS`.
         progress: Told how many photos were done.
 
     Returns:
-        float32 [n, C, H, W], about 128 images, each photo's share of them, drawn at random with a fixed seed.
+        float32 [n, C, H, W], from 128 to 255 images, or fewer where photos have few masks: the same number of each
+        photo, drawn at random with a fixed seed.
 
     Raises:
         ImageError: A photo cannot be read, or no feature map of any photo makes a mask.
         BackendError: The runtime failed.
     """
     random = np.random.default_rng(_SEED)
-    share = -(-_IMAGES // len(photos))
+    share = -(-MOST_PHOTOS // len(photos))
     images = []
     for number, photo in enumerate(photos):
         progress(number)

@@ -186,7 +186,10 @@ def export(
         }
         write_manifest(folder, manifest)
         if int8:
-            manifest["int8"] = add_int8(folder, forward(source), photos, placed, step)
+            try:
+                manifest["int8"] = add_int8(folder, forward(source), photos, placed, step)
+            except ModelError as err:
+                raise type(err)(f"{source.name}: {err}") from err
             manifest["graphs"]["int8"] = INT8
             write_manifest(folder, manifest)
         bundle = replace(load_bundle(folder), path=output)  # loaded before it is given its name

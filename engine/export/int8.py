@@ -11,7 +11,7 @@ from engine.agreement import measure_agreement
 from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from engine.bundle import INT8, load_bundle
 from engine.explainer import Explainer
-from engine.export.calibration import masked_photos
+from engine.export.calibration import MOST_PHOTOS, masked_photos, spread
 from engine.export.pack import Placed, write_graphs
 from engine.export.quantize import METHOD, quantize
 
@@ -30,7 +30,7 @@ def add_int8(
     Args:
         folder: The bundle.
         model: Its forward graph, with constants in memory; it is changed.
-        photos: Photos to calibrate on.
+        photos: Photos to calibrate on; of many, some.
         placed: What `weights.bin` holds already.
         step: Called with the name of each step before it starts.
 
@@ -42,7 +42,7 @@ def add_int8(
         ImageError: A photo cannot be read.
         BackendError: The runtime failed.
     """
-    bundle = load_bundle(folder)
+    bundle, photos = load_bundle(folder), spread(photos, MOST_PHOTOS)
     with Explainer(bundle, OnnxRuntimeCpu()) as float32:
         images = masked_photos(
             float32, photos, lambda number: step(f"int8: masks of photo {number + 1} of {len(photos)}")
@@ -61,13 +61,13 @@ def add_int8(
         manifest: Any = bundle.manifest  # its shape is what the schema says
         graphs = {**manifest["graphs"], "int8": INT8}
         as_usable = replace(bundle, manifest={**manifest, "graphs": graphs, "int8": {**record, "usable": True}})
-        compared = photos[:: -(-len(photos) // _COMPARED)]
         with Explainer(as_usable, OnnxRuntimeCpu(), "int8") as int8:
             agreement = measure_agreement(
                 float32,
                 int8,
-                compared,
+                spread(photos, _COMPARED),
                 progress=lambda done, count: step(f"int8: agreement, photo {min(done + 1, count)} of {count}"),
             )
-    usable = agreement.spearman >= SPEARMAN_BOUND and agreement.spearman_worst >= SPEARMAN_WORST_BOUND
-    return {**record, "agreement": agreement.report(), "usable": usable}
+    found = agreement.report()  # as it is recorded and printed
+    usable = found["spearman"] >= SPEARMAN_BOUND and found["spearman_worst"] >= SPEARMAN_WORST_BOUND
+    return {**record, "agreement": found, "usable": usable}

@@ -82,7 +82,7 @@ def quantize(model: ir.Model, images: Floats) -> Quantized:
             "no constants; expected a deeper network, or an export without int8"
         )
     convs = [convolution.node for convolution in convolutions]
-    chosen = [*convs, *(node for node in graph if _goes_along(node))]
+    chosen = [*convs, *_along(graph, convs)]
     ranges, moments = observe(model, convs, _activations(graph, chosen), images)
     grids = {}
     for convolution in convolutions:
@@ -129,6 +129,16 @@ def _read(node: ir.Node) -> Convolution | None:
 def _constant(node: ir.Node, index: int) -> Floats | None:
     value = node.inputs[index] if index < len(node.inputs) else None
     return None if value is None or value.const_value is None else value.const_value.numpy().astype(np.float32)
+
+
+def _along(graph: ir.Graph, convs: Sequence[ir.Node]) -> list[ir.Node]:
+    """Return the nodes that move or add what quantized convolutions make; none of them makes the logits."""
+    carried, found = {conv.outputs[0] for conv in convs}, []
+    for node in graph:
+        if _goes_along(node) and node.outputs[0] not in graph.outputs and not carried.isdisjoint(node.inputs):
+            carried.add(node.outputs[0])
+            found.append(node)
+    return found
 
 
 def _goes_along(node: ir.Node) -> bool:
