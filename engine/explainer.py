@@ -97,7 +97,7 @@ def load(
                 "device": device,
                 "runtime": backend.runtime,
                 "precision": precision,
-                "providers": providers,
+                "providers": None if providers is None else list(providers),
             },
         )
     explainer = Explainer(bundle, create(setup), precision, setup.batch_size)

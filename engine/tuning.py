@@ -7,13 +7,14 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -57,7 +58,10 @@ class Setup:
     def of(cls, threads: Threads, batch_size: int | None) -> Self:
         """Return what is taken without measuring; a batch size of None is 8."""
         size = 8 if batch_size is None else batch_size
-        return cls(threads=threads.total, lanes=threads.lanes, spinning=threads.spinning, batch_size=size)
+        expect_whole("batch_size", size)  # before int, which takes more
+        return cls(
+            threads=int(threads.total), lanes=int(threads.lanes), spinning=threads.spinning, batch_size=int(size)
+        )
 
     def __post_init__(self) -> None:
         Threads(total=self.threads, lanes=self.lanes, spinning=self.spinning)
@@ -96,8 +100,10 @@ def tune(
         BackendError: The runtime refused the graph or failed.
         BundleError: The graph is not what the manifest says.
     """
+    if {"lanes", "batch_size"} <= {*fixed} and ("spinning" in fixed or not can_spin):
+        return default
     full = {**identity, "fixed": {name: getattr(default, name) for name in sorted(fixed)}}
-    full |= {"default": asdict(default), "cpus": usable_cpus(), "engine": __version__}
+    full |= {"default": asdict(default), "cpu": cpu_model(), "cpus": usable_cpus(), "engine": __version__}
     digest = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()
     file = platformdirs.user_cache_path("ada-sise-engine") / "setups" / f"{digest}.json"
     remembered = read_setup(file, full)
@@ -108,6 +114,15 @@ def tune(
     _LOG.info("measured: %s", found)
     write_setup(file, full, found)
     return found
+
+
+def cpu_model() -> str:
+    """Return what the CPU is called: one home folder may serve several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def sweep(default: Setup, fixed: Collection[str], can_spin: bool, rate: Rate) -> Setup:
@@ -160,7 +175,8 @@ class _Choice:
         best = max((first, *others), key=lambda setup: self._known[setup])  # of equal ones the first
         if self._known[best] <= _GAIN * self._known[first]:
             return first
-        return best if self._rate(best) > _GAIN * self._rate(first) else first
+        again, against = self._rate(best), self._rate(first)
+        return best if against > 0 and again > _GAIN * against else first  # 0: the time was up
 
 
 class Stopwatch:
@@ -206,7 +222,7 @@ class Stopwatch:
         images = np.random.default_rng(0).standard_normal((count, *self._image_shape), np.float32)
         hopeless_s = _HOPELESS * lanes * count / max(self._most, 1e-9)
 
-        def lane(_: int) -> list[float]:
+        def lane() -> list[float]:
             session.run([images])  # the first is slower
             began = self._clock()
             ends, took = began + _SLOT_S, list[float]()
@@ -216,13 +232,7 @@ class Stopwatch:
                 began = self._clock()
             return took
 
-        try:
-            with ThreadPoolExecutor(lanes) as pool:
-                took = [seconds for part in pool.map(lane, range(lanes)) for seconds in part]
-        except RuntimeError as err:
-            raise BackendError(
-                f"{lanes} threads could not be started ({err}); expected all: load the bundle with fewer threads"
-            ) from err
+        took = [seconds for part in _at_once(lane, lanes) for seconds in part]
         return lanes * count / max(statistics.median(took), 1e-9)
 
     def _session(self, setup: Setup) -> Session:
@@ -231,6 +241,35 @@ class Stopwatch:
             self._opened = None
             self._opened = form, self._open_scorer(setup)
         return self._opened[1]
+
+
+def _at_once(work: Callable[[], list[float]], count: int) -> list[list[float]]:
+    """Return what so many threads give that do the same; they may outlive the main one, as those of a pool may not."""
+    found: list[list[float]] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as err:
+            failed.append(err)
+
+    started: list[Thread] = []
+    try:
+        for _ in range(count):
+            thread = Thread(target=run, name="engine-tuning")
+            thread.start()
+            started.append(thread)
+    except RuntimeError as err:
+        raise BackendError(
+            f"{count} threads could not be started ({err}); expected all: load the bundle with fewer threads"
+        ) from err
+    finally:
+        for thread in started:
+            thread.join()
+    if failed:
+        raise failed[0]
+    return found
 
 
 def is_possible(setup: Setup, default: Setup, fixed: Collection[str], can_spin: bool) -> bool:
@@ -275,6 +314,7 @@ def write_setup(file: Path, identity: Mapping[str, object], setup: Setup) -> Non
             try:
                 beside.write(text)
                 beside.close()
+                os.chmod(beside.name, 0o644)  # an image that is baked by one user may run as another
                 os.replace(beside.name, file)
             except BaseException:
                 os.unlink(beside.name)

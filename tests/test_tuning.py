@@ -3,6 +3,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +71,8 @@ def test_what_wins_only_once_is_not_chosen() -> None:
     assert sweep(TWO, ["spinning", "batch_size"], True, lambda _: next(rates)) == TWO
     rates = iter([100.0, 200.0, 210.0, 100.0])
     assert sweep(TWO, ["spinning", "batch_size"], True, lambda _: next(rates)) == replace(TWO, lanes=1)
+    rates = iter([100.0, 200.0, 210.0, 0.0])  # the time was up
+    assert sweep(TWO, ["spinning", "batch_size"], True, lambda _: next(rates)) == TWO
 
 
 def test_spinning_is_chosen_for_runs_of_all_threads() -> None:
@@ -320,7 +324,10 @@ def test_what_it_depends_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert tuned()[1]
     monkeypatch.setattr(tuning, "usable_cpus", lambda: 77)
     assert tuned()[1]
-    assert len(list(cache.iterdir())) == 7
+    monkeypatch.setattr(tuning, "cpu_model", lambda: "another")
+    assert tuned()[1]
+    assert len(list(cache.iterdir())) == 8
+    assert {file.stat().st_mode & 0o777 for file in cache.iterdir()} == {0o644}
     assert not tuned()[1]
 
 
@@ -415,10 +422,47 @@ def test_loading_measures_once(
     assert len(list(tmp_path.rglob("*.json"))) == 2
 
 
-def test_nothing_is_measured_where_nothing_is_open(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_numpy_and_a_tuple_of_providers_are_remembered(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    caplog.set_level(logging.INFO, "engine")
+    for _ in range(2):
+        engine.load(tiny_bundle, threads=np.int64(2), providers=("CPUExecutionProvider",))  # type: ignore[arg-type]
+        engine.load(tiny_bundle, threads=1, batch_size=np.int32(4))  # type: ignore[arg-type]
+    assert caplog.text.count("first load here") == 2
+
+
+def test_loading_when_the_main_thread_has_ended(tiny_bundle: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, threading, engine\n"
+        "main = threading.main_thread()\n"
+        "def work():\n"
+        "    main.join()\n"
+        "    print(engine.load(sys.argv[1], threads=2).bundle.path)\n"
+        "threading.Thread(target=work).start()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiny_bundle],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == (f"{tiny_bundle}\n", "")
+
+
+def test_nothing_is_measured_where_nothing_is_open(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(Stopwatch, "__call__", lambda *_: pytest.fail("it is measured"))
+    caplog.set_level(logging.INFO, "engine")
     engine.load(tiny_bundle, tune=False)
     engine.load(tiny_bundle, threads=3, lanes=2, spinning=True, batch_size=5)
+    assert "measur" not in caplog.text
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -129,10 +129,10 @@ class OpenVinoSession:
         """Run the graph once; see `engine.backends.base.Session`."""
         expect_same_process(self._name, self._process, "load the bundle in each process")
         request = self._compiled.create_infer_request()
+        whole = [np.require(array, requirements=["C", "W"]) for array in inputs]  # OpenVINO takes these without a copy
         try:
-            for number, (_, array) in enumerate(zip(self.inputs, inputs, strict=True)):
-                whole = np.require(array, requirements=["C", "W"])  # what OpenVINO takes without a copy
-                request.set_input_tensor(number, ov.Tensor(whole, shared_memory=True))
+            for number, (_, array) in enumerate(zip(self.inputs, whole, strict=True)):
+                request.set_input_tensor(number, ov.Tensor(array, shared_memory=True))
             request.start_async()
             with nullcontext() if brake is None else brake.on(request.cancel):
                 request.wait()

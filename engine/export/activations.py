@@ -21,7 +21,7 @@ LARGEST_FAN_IN = 2304
 _BATCH = 2  # all activations are held at a time
 _BINS = 2048
 _WINDOWS = 64  # taken of each image
-_STRIDE = 7  # every so many values of an activation are counted
+_COUNTED = 65_536  # values of an activation that are counted in a batch, or all of fewer
 _SHRINKS = np.linspace(1.0, 0.1, 37)
 _SEED = 20102
 
@@ -93,7 +93,8 @@ def observe(
         for name, values in arrays.items():
             low, high = extremes[name]
             # From another place in every batch: a stride that divides the width sees the same columns of all maps.
-            some = values.ravel()[random.integers(_STRIDE) :: _STRIDE]
+            stride = max(1, values.size // _COUNTED)
+            some = values.ravel()[random.integers(stride) :: stride]
             counts[name] += np.histogram(some, _BINS, (low, high))[0]
         for conv in convs:
             name, source = str(conv.outputs[0].name), conv.inputs[0]

@@ -120,6 +120,18 @@ def test_int8_is_computed_as_the_graph_says(graph: Path, tmp_path: Path) -> None
 
 
 @needs_openvino
+def test_copies_of_what_it_takes_live_as_long_as_the_run(tiny_bundle: Path) -> None:
+    """Arrays that cannot be written are copied; the memory of a copy that is gone is soon another's."""
+    session = create_backend(OPENVINO).open(tiny_bundle / "tapped.onnx")
+    inputs: list[np.ndarray] = [IMAGES[:1].copy(), np.array([1, 3])]
+    expected = [array.tobytes() for array in session.run(inputs)]
+    for array in inputs:
+        array.flags.writeable = False
+    for _ in range(20):
+        assert [array.tobytes() for array in session.run(inputs)] == expected
+
+
+@needs_openvino
 def test_options_that_openvino_has_not() -> None:
     text = r"^spinning is True; expected False or None: OpenVINO's threads do not spin$"
     with pytest.raises(OptionError, match=text):
