@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import accumulate
 from queue import Empty, SimpleQueue
 from threading import Condition, Lock, Thread
@@ -95,7 +94,11 @@ class Job:
         return done
 
     def take(self, free: int) -> range:
-        """Give a run so many rows at most, by their numbers; none when there is no time for more."""
+        """Give a run so many rows at most, by their numbers; none when there is no time for more.
+
+        Raises:
+            CancelledError: The caller wants no result any more.
+        """
         room = self.pace.room(self.taken, self.count)
         part = range(self.taken, self.taken + min(room, self._most, free))
         self.taken = part.stop
@@ -191,11 +194,13 @@ class Lanes:
                 self._jobs.append(job)
                 self._changed.notify_all()
             total = 0
-            with suppress(Empty):
-                while done is not None:
-                    total += done
-                    job.pace.report(total, job.count)
+            while done is not None:
+                total += done
+                job.pace.report(total, job.count)
+                try:
                     done = job.pace.wait(job.news)
+                except Empty:
+                    break
         finally:
             self._leave(job)
         if job.failure is not None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from queue import Empty
+from queue import Empty, SimpleQueue
 from typing import cast
 
 import numpy as np
@@ -270,6 +270,42 @@ def test_a_cancelled_job_stops_its_runs() -> None:
     lanes.close()
     assert graph.stopped == 2
     assert told == [0]
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_a_flag_that_was_set_for_a_moment() -> None:
+    """Only a lane has seen it."""
+
+    class Flickering:
+        asked = 0
+
+        def is_set(self) -> bool:
+            if not threading.current_thread().name.startswith("engine-scoring"):
+                return False
+            self.asked += 1
+            return self.asked == 2
+
+    flag = Flickering()
+    lanes = Lanes(Doubling(), 1, 2)
+    with pytest.raises(CancelledError, match=r"^the explanation was cancelled by its caller; "):
+        lanes.run(job(0, 9, Kept(), of=pace(cancel=flag)))
+    lanes.close()
+    assert flag.asked == 2
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_progress_that_finds_a_queue_empty() -> None:
+    """Its error is not taken for the end of the time."""
+    commands: SimpleQueue[str] = SimpleQueue()
+
+    def progress(_done: int, _planned: int) -> None:
+        commands.get_nowait()
+
+    watched = Pace(ends=None, costs=Costs(), row="row", first_s=1e-9, progress=progress, cancel=None)
+    lanes = Lanes(Doubling(), 1, 2)
+    with pytest.raises(Empty):
+        lanes.run(job(0, 9, Kept(), of=watched))
+    lanes.close()
 
 
 @pytest.mark.usefixtures("no_thread_stays")
