@@ -239,9 +239,10 @@ class Lanes:
     def _work(self, lane: int) -> None:
         batch: Floats | None = None
         while (run := self._next()) is not None:
-            if batch is None:
-                batch = np.empty((self._most, *run.parts[0][0].rows.shape), np.float32)
             try:
+                size = sum(len(part) for _, part in run.parts)
+                if batch is None or len(batch) < size:
+                    batch = _allocate(size, run.parts[0][0].rows.shape)
                 self._carry_out(run, lane, batch)
             except BaseException as err:
                 for job, _ in run.parts:
@@ -308,6 +309,16 @@ class Lanes:
     def _tell_if_over(self, job: Job) -> None:
         if not job.under_way and job not in self._jobs:
             job.news.put(None)
+
+
+def _allocate(rows: int, shape: tuple[int, int, int]) -> Floats:
+    try:
+        return np.empty((rows, *shape), np.float32)
+    except MemoryError as err:
+        raise BackendError(
+            f"a batch of {rows} rows {list(shape)} does not fit in memory; expected one that does: give a smaller "
+            "batch_size"
+        ) from err
 
 
 class SharedLanes:

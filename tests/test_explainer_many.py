@@ -41,6 +41,7 @@ def without_times(result: engine.Explanation) -> tuple[object, bytes, bytes]:
         {},
         {"max_masks": 5, "visualization_maps": True},
         {"rule": "all", "batch_size": 3, "activation": "sigmoid"},
+        {"batch_size": 10**9},
         {"method": "rise", "masks": 30},
         {"method": "score-cam", "weights": "score"},
         {"method": "ablation-cam"},

@@ -205,6 +205,32 @@ def test_a_run_that_fails_fails_all_whose_rows_it_has() -> None:
 
 
 @pytest.mark.usefixtures("no_thread_stays")
+def test_a_batch_takes_the_memory_of_the_rows_that_there_are() -> None:
+    graph, kept = Doubling(), Kept()
+    lanes = Lanes(graph, 1, 1 << 60)
+    for count in (2, 5):
+        assert lanes.run(job(7, count, kept, of=pace(ends=time.perf_counter() + 20))) == count
+    lanes.close()
+    assert kept.values == {0: 14.0, 1: 16.0, 2: 18.0, 3: 20.0, 4: 22.0}
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_a_batch_that_does_not_fit_in_memory() -> None:
+    class Huge(Numbers):
+        shape = (1 << 20, 1 << 20, 1 << 10)
+
+    lanes = Lanes(Doubling(), 1, 4)
+    text = (
+        r"^a batch of 3 rows \[1048576, 1048576, 1024\] does not fit in memory; expected one that does: give a smaller "
+        r"batch_size$"
+    )
+    with pytest.raises(BackendError, match=text):
+        lanes.run(Job(Huge(0, 3), 3, 100, pace(ends=time.perf_counter() + 20), Kept()))
+    assert lanes.run(job(7, 3, Kept())) == 3  # the thread is still there
+    lanes.close()
+
+
+@pytest.mark.usefixtures("no_thread_stays")
 def test_at_the_deadline_runs_are_stopped_and_what_is_there_counts() -> None:
     """The first lane's run never ends by itself, the second lane's runs do: what counts is unbroken from the first."""
     gate = threading.Event()
