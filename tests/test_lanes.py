@@ -113,6 +113,14 @@ def together(lanes: Lanes, jobs: Sequence[Job], gate: threading.Event) -> list[i
     return found
 
 
+def wait_for_lanes(count: int) -> None:
+    """Wait until there are so many threads of lanes."""
+    ends = time.perf_counter() + 20
+    while (there := sum(thread.name.startswith("engine-scoring") for thread in threading.enumerate())) != count:
+        assert time.perf_counter() < ends, f"{there} threads"
+        time.sleep(0.001)
+
+
 @pytest.mark.usefixtures("no_thread_stays")
 def test_rows_of_several_images_share_a_batch() -> None:
     gate = threading.Event()
@@ -227,6 +235,47 @@ def test_a_batch_that_does_not_fit_in_memory() -> None:
     with pytest.raises(BackendError, match=text):
         lanes.run(Job(Huge(0, 3), 3, 100, pace(ends=time.perf_counter() + 20), Kept()))
     assert lanes.run(job(7, 3, Kept())) == 3  # the thread is still there
+    lanes.close()
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_threads_with_nothing_to_do_end_and_the_next_job_starts_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.lanes._IDLE_S", 0.01)
+    lanes = Lanes(Doubling(), 2, 2)
+    for _ in range(2):
+        kept = Kept()
+        assert lanes.run(job(7, 3, kept, of=pace(ends=time.perf_counter() + 20))) == 3
+        assert kept.values == {0: 14.0, 1: 16.0, 2: 18.0}
+        wait_for_lanes(0)
+    lanes.close()
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_only_a_thread_that_has_ended_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, started = threading.Event(), list[str]()
+
+    class Noted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            started.append(self.name)
+
+    monkeypatch.setattr("engine.lanes._IDLE_S", 0.01)
+    monkeypatch.setattr("engine.lanes.Thread", Noted)
+    lanes = Lanes(Doubling(gate=gate), 2, 2)
+    jobs = [job(1, 1, Kept()), job(9, 9, Kept())]
+    callers = [threading.Thread(target=lanes.run, args=(each,)) for each in jobs]
+    callers[0].start()
+    while len(started) < 2:
+        time.sleep(0.001)
+    wait_for_lanes(1)  # the other is in its run
+    callers[1].start()
+    while not jobs[1].taken:
+        time.sleep(0.001)
+    assert len(started) == 3
+    assert set(started) == {"engine-scoring-0", "engine-scoring-1"}
+    gate.set()
+    for caller in callers:
+        caller.join()
     lanes.close()
 
 
