@@ -6,6 +6,8 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+
 from engine.errors import BackendError, CancelledError, EngineError
 from engine.image import Photo
 from engine.lanes import SharedLanes
@@ -40,7 +42,8 @@ class Stream(Generic[Result]):
     """Explains images, several at a time.
 
     They are taken from the iterable in the caller's thread, when fewer are begun than may be and no result is ready.
-    However the iteration ends, also when its iterator is closed or forgotten, no thread is left.
+    However the iteration ends, also when its iterator is closed or forgotten, no thread is left. An array may be filled
+    anew when the next image is asked for.
 
     Args:
         images: May be endless.
@@ -116,6 +119,8 @@ class Stream(Generic[Result]):
                 thread.join()
 
     def _begin(self, number: int, image: Photo) -> None:
+        own = image.copy() if isinstance(image, np.ndarray) else image
+
         def tell(done: int, planned: int) -> None:
             self._news.put(partial(self._tell, number, done, planned))
 
@@ -123,7 +128,7 @@ class Stream(Generic[Result]):
 
         def work() -> None:
             try:
-                result = self._explain(image, shared=self._shared, progress=progress, cancel=self)
+                result = self._explain(own, shared=self._shared, progress=progress, cancel=self)
                 self._news.put(partial(self._end, number, result))
             except BaseException as err:
                 self._news.put(partial(self._fail, number, err))

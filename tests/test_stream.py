@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from engine.errors import BackendError, CancelledError, ImageError
 from engine.lanes import SharedLanes
@@ -108,6 +110,23 @@ def test_images_are_taken_a_few_ahead() -> None:
         assert number < len(taken) <= number + AHEAD
     results.close()  # type: ignore[attr-defined]
     assert len(taken) <= 4 + AHEAD
+
+
+def test_an_array_that_is_filled_anew_for_every_image() -> None:
+    frame, three_taken = np.zeros(1, np.uint8), threading.Event()
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        for number in range(5):
+            frame[:] = number
+            if number == 2:
+                three_taken.set()
+            yield frame
+
+    def explain(image: NDArray[np.uint8], **_: object) -> int:
+        assert three_taken.wait(20)
+        return int(image[0])
+
+    assert list(stream(camera(), explain)) == [0, 1, 2, 3, 4]
 
 
 def test_an_image_that_cannot_be_explained_ends_it_in_its_turn() -> None:
