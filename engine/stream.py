@@ -77,7 +77,8 @@ class Stream(Generic[Result]):
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what to do in the caller's thread
         self._threads: dict[int, Thread] = {}
         self._ready: dict[int, Result | EngineError] = {}
-        self._told: dict[int, tuple[int, int]] = {}
+        self._told: dict[int, tuple[int, int]] = {}  # masks scored and planned of images under way
+        self._past = 0, 0  # of the others together
 
     def is_set(self) -> bool:
         """Tell the images under way whether to stop."""
@@ -143,6 +144,8 @@ class Stream(Generic[Result]):
     def _end(self, number: int, result: Result | EngineError) -> None:
         self._threads.pop(number).join()
         self._ready[number] = result
+        done, planned = self._told.pop(number, (0, 0))
+        self._past = self._past[0] + done, self._past[1] + planned
 
     def _fail(self, number: int, failure: BaseException) -> None:
         if isinstance(failure, CancelledError) or not isinstance(failure, EngineError):
@@ -152,4 +155,4 @@ class Stream(Generic[Result]):
     def _tell(self, number: int, done: int, planned: int) -> None:
         assert self._progress is not None
         self._told[number] = done, planned
-        self._progress(*(sum(counts) for counts in zip(*self._told.values(), strict=True)))
+        self._progress(*(sum(counts) for counts in zip(self._past, *self._told.values(), strict=True)))

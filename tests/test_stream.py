@@ -196,6 +196,22 @@ def test_progress_of_all_images_begun_so_far() -> None:
     assert all(done <= planned for done, planned, _ in told)
 
 
+def test_progress_keeps_no_counts_of_images_that_are_done() -> None:
+    told: list[tuple[int, int]] = []
+    many = Stream(
+        range(100),
+        Explaining(),
+        8,
+        ordered=True,
+        return_exceptions=False,
+        progress=lambda done, planned: told.append((done, planned)),
+        cancel=None,
+    )
+    for _ in many:
+        assert len(many._told) <= AHEAD
+    assert told[-1] == (4950, 4950)
+
+
 def test_what_progress_raises_reaches_the_caller() -> None:
     def progress(_done: int, _planned: int) -> None:
         raise RuntimeError("enough")
