@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import accumulate
 from queue import Empty, SimpleQueue
 from threading import Condition, Lock, Thread
@@ -22,6 +21,7 @@ Write: TypeAlias = Callable[[range, Floats], None]
 """Writes the rows of these numbers, in this order, over the first rows of a batch [n, *shape]."""
 
 _CLOSED = "the threads that run the network were stopped, since nobody waits for their results; explain the image again"
+_IDLE_S = 1.0  # a thread and its batch are kept from one image to the next
 
 
 class Rows(Protocol):
@@ -95,7 +95,11 @@ class Job:
         return done
 
     def take(self, free: int) -> range:
-        """Give a run so many rows at most, by their numbers; none when there is no time for more."""
+        """Give a run so many rows at most, by their numbers; none when there is no time for more.
+
+        Raises:
+            CancelledError: The caller wants no result any more.
+        """
         room = self.pace.room(self.taken, self.count)
         part = range(self.taken, self.taken + min(room, self._most, free))
         self.taken = part.stop
@@ -140,14 +144,12 @@ class Lanes:
 
     Jobs with a deadline take turns: the time of all of them runs. They are plain threads: a pool of
     `concurrent.futures` takes no work once the main thread has ended, while other threads of the program may go on.
+    Python waits for such threads before it ends, so one that has nothing to do ends soon; the next job starts another.
 
     Args:
         session: The graph; its first input is rows [N, C, H, W].
         count: How many threads.
         most: The most rows in one run.
-
-    Raises:
-        BackendError: The system has no more threads.
     """
 
     def __init__(self, session: Session, count: int, most: int) -> None:
@@ -157,19 +159,8 @@ class Lanes:
         self._runs: set[_Run] = set()
         self._closed = False
         self._changed = Condition()
-        self._threads: list[Thread] = []
+        self._threads: dict[int, Thread] = {}
         self._count = count
-        for number in range(count):
-            thread = Thread(target=self._work, args=(number,), name=f"engine-scoring-{number}")
-            try:
-                thread.start()
-            except RuntimeError as err:
-                self.close()
-                raise BackendError(
-                    f"only {number} of {count} threads could be started ({err}); expected all: load the bundle "
-                    "with fewer threads"
-                ) from err
-            self._threads.append(thread)
 
     def run(self, job: Job) -> int:
         """Run the rows of a job; the caller's thread watches, so that progress is told there.
@@ -181,21 +172,24 @@ class Lanes:
 
         Raises:
             CancelledError: The caller wants no result any more.
-            BackendError: The runtime failed, or the lanes were closed.
+            BackendError: The runtime failed, the system has no more threads, or the lanes were closed.
         """
         done: int | None = 0
         try:
             with self._changed:
                 if self._closed:
                     raise BackendError(_CLOSED)
+                self._start()
                 self._jobs.append(job)
                 self._changed.notify_all()
             total = 0
-            with suppress(Empty):
-                while done is not None:
-                    total += done
-                    job.pace.report(total, job.count)
+            while done is not None:
+                total += done
+                job.pace.report(total, job.count)
+                try:
                     done = job.pace.wait(job.news)
+                except Empty:
+                    break
         finally:
             self._leave(job)
         if job.failure is not None:
@@ -214,12 +208,27 @@ class Lanes:
             for job in {*self._jobs, *(job for run in self._runs for job, _ in run.parts)}:
                 job.fail(BackendError(_CLOSED))
             self._jobs.clear()
-            stopped = list(self._runs)
+            stopped, threads = list(self._runs), list(self._threads.values())
             self._changed.notify_all()
         for run in stopped:
             run.brake.pull()
-        for thread in self._threads if wait else ():
+        for thread in threads if wait else ():
             thread.join()
+
+    def _start(self) -> None:
+        """Start the threads that are not there."""
+        for lane in range(self._count):
+            if lane in self._threads:
+                continue
+            thread = Thread(target=self._work, args=(lane,), name=f"engine-scoring-{lane}")
+            try:
+                thread.start()
+            except RuntimeError as err:
+                raise BackendError(
+                    f"only {len(self._threads)} of {self._count} threads could be started ({err}); expected all: load "
+                    "the bundle with fewer threads"
+                ) from err
+            self._threads[lane] = thread
 
     def _leave(self, job: Job) -> None:
         """Give out no more rows of a job, and stop the runs that serve no other."""
@@ -233,10 +242,11 @@ class Lanes:
 
     def _work(self, lane: int) -> None:
         batch: Floats | None = None
-        while (run := self._next()) is not None:
-            if batch is None:
-                batch = np.empty((self._most, *run.parts[0][0].rows.shape), np.float32)
+        while (run := self._next(lane)) is not None:
             try:
+                size = sum(len(part) for _, part in run.parts)
+                if batch is None or len(batch) < size:
+                    batch = _allocate(size, run.parts[0][0].rows.shape)
                 self._carry_out(run, lane, batch)
             except BaseException as err:
                 for job, _ in run.parts:
@@ -264,8 +274,8 @@ class Lanes:
             except BaseException as err:  # of this job alone
                 job.fail(err)
 
-    def _next(self) -> _Run | None:
-        """Return the next run when there is one; None when the lanes are closed."""
+    def _next(self, lane: int) -> _Run | None:
+        """Return the next run when there is one; None when the lanes are closed, or there was none for a while."""
         with self._changed:
             while not self._closed:
                 parts = self._fill()
@@ -273,7 +283,9 @@ class Lanes:
                     run = _Run(parts)
                     self._runs.add(run)
                     return run
-                self._changed.wait()
+                if not self._changed.wait(_IDLE_S) and not self._jobs:
+                    del self._threads[lane]
+                    break
         return None
 
     def _fill(self) -> list[tuple[Job, range]]:
@@ -305,6 +317,16 @@ class Lanes:
             job.news.put(None)
 
 
+def _allocate(rows: int, shape: tuple[int, int, int]) -> Floats:
+    try:
+        return np.empty((rows, *shape), np.float32)
+    except MemoryError as err:
+        raise BackendError(
+            f"a batch of {rows} rows {list(shape)} does not fit in memory; expected one that does: give a smaller "
+            "batch_size"
+        ) from err
+
+
 class SharedLanes:
     """Lanes that several images share: for each graph the same, opened when it is first asked for.
 
@@ -322,7 +344,7 @@ class SharedLanes:
         """Return the lanes that run a graph.
 
         Raises:
-            BackendError: The system has no more threads, or the lanes were closed.
+            BackendError: The lanes were closed.
         """
         with self._lock:
             if self._closed:

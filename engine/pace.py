@@ -91,10 +91,12 @@ class Pace:
         Args:
             started: Rows that runs have begun with.
             planned: Rows to run altogether.
+
+        Raises:
+            CancelledError: The caller wants no result any more.
         """
+        self.expect_wanted()
         left = planned - started
-        if self._cancel is not None and self._cancel.is_set():
-            return 0
         if self.ends is None:
             return left
         fit = self.fit()

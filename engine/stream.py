@@ -6,6 +6,8 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+
 from engine.errors import BackendError, CancelledError, EngineError
 from engine.image import Photo
 from engine.lanes import SharedLanes
@@ -40,7 +42,8 @@ class Stream(Generic[Result]):
     """Explains images, several at a time.
 
     They are taken from the iterable in the caller's thread, when fewer are begun than may be and no result is ready.
-    However the iteration ends, also when its iterator is closed or forgotten, no thread is left.
+    However the iteration ends, also when its iterator is closed or forgotten, no thread is left. An array may be filled
+    anew when the next image is asked for.
 
     Args:
         images: May be endless.
@@ -74,7 +77,8 @@ class Stream(Generic[Result]):
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what to do in the caller's thread
         self._threads: dict[int, Thread] = {}
         self._ready: dict[int, Result | EngineError] = {}
-        self._told: dict[int, tuple[int, int]] = {}
+        self._told: dict[int, tuple[int, int]] = {}  # masks scored and planned of images under way
+        self._past = 0, 0  # of the others together
 
     def is_set(self) -> bool:
         """Tell the images under way whether to stop."""
@@ -116,6 +120,8 @@ class Stream(Generic[Result]):
                 thread.join()
 
     def _begin(self, number: int, image: Photo) -> None:
+        own = image.copy() if isinstance(image, np.ndarray) else image
+
         def tell(done: int, planned: int) -> None:
             self._news.put(partial(self._tell, number, done, planned))
 
@@ -123,7 +129,7 @@ class Stream(Generic[Result]):
 
         def work() -> None:
             try:
-                result = self._explain(image, shared=self._shared, progress=progress, cancel=self)
+                result = self._explain(own, shared=self._shared, progress=progress, cancel=self)
                 self._news.put(partial(self._end, number, result))
             except BaseException as err:
                 self._news.put(partial(self._fail, number, err))
@@ -138,6 +144,8 @@ class Stream(Generic[Result]):
     def _end(self, number: int, result: Result | EngineError) -> None:
         self._threads.pop(number).join()
         self._ready[number] = result
+        done, planned = self._told.pop(number, (0, 0))
+        self._past = self._past[0] + done, self._past[1] + planned
 
     def _fail(self, number: int, failure: BaseException) -> None:
         if isinstance(failure, CancelledError) or not isinstance(failure, EngineError):
@@ -147,4 +155,4 @@ class Stream(Generic[Result]):
     def _tell(self, number: int, done: int, planned: int) -> None:
         assert self._progress is not None
         self._told[number] = done, planned
-        self._progress(*(sum(counts) for counts in zip(*self._told.values(), strict=True)))
+        self._progress(*(sum(counts) for counts in zip(self._past, *self._told.values(), strict=True)))

@@ -1,6 +1,8 @@
 """Many images with the same explainer: as alone, and their masks in the same batches."""
 
 import itertools
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 import engine
 from engine.backends import Brake
 from tests.tiny_cnn import photo_pixels
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module", params=[1, 3])
@@ -41,6 +45,7 @@ def without_times(result: engine.Explanation) -> tuple[object, bytes, bytes]:
         {},
         {"max_masks": 5, "visualization_maps": True},
         {"rule": "all", "batch_size": 3, "activation": "sigmoid"},
+        {"batch_size": 10**9},
         {"method": "rise", "masks": 30},
         {"method": "score-cam", "weights": "score"},
         {"method": "ablation-cam"},
@@ -172,3 +177,31 @@ def test_deadlines_count_for_each_image(explainer: engine.Explainer) -> None:
     assert [result.method for result in late] == ["grad-cam"] * 5
     refused = list(explainer.explain_many(photos(), deadline_ms=1e-6, too_late="error", return_exceptions=True))
     assert [type(result) for result in refused] == [engine.DeadlineError] * 5
+
+
+@pytest.mark.parametrize(
+    ("left_in", "status", "said"),
+    [
+        ("results = begin()\nprint(next(results).complete)\n", 0, []),
+        (
+            "def fail():\n    results = begin()\n    print(next(results).complete)\n    raise ValueError('uncaught')\n"
+            "fail()\n",
+            1,
+            ["ValueError: uncaught"],
+        ),
+    ],
+    ids=["a global name", "the traceback of an error"],
+)
+def test_a_program_that_ends_and_leaves_an_iterator(
+    tiny_bundle: Path, left_in: str, status: int, said: list[str]
+) -> None:
+    code = (
+        "import sys, engine\n"
+        "import numpy as np\n"
+        "explainer = engine.load(sys.argv[1], threads=2, tune=False)\n"
+        "def begin():\n"
+        "    return explainer.explain_many([np.full((40, 50, 3), 90, np.uint8)] * 9, rule='all')\n"
+    )
+    command = [sys.executable, "-c", code + left_in, str(tiny_bundle)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode, done.stderr.splitlines()[-1:]) == ("True\n", status, said)

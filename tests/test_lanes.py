@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from queue import Empty
+from queue import Empty, SimpleQueue
 from typing import cast
 
 import numpy as np
@@ -113,6 +113,14 @@ def together(lanes: Lanes, jobs: Sequence[Job], gate: threading.Event) -> list[i
     return found
 
 
+def wait_for_lanes(count: int) -> None:
+    """Wait until there are so many threads of lanes."""
+    ends = time.perf_counter() + 20
+    while (there := sum(thread.name.startswith("engine-scoring") for thread in threading.enumerate())) != count:
+        assert time.perf_counter() < ends, f"{there} threads"
+        time.sleep(0.001)
+
+
 @pytest.mark.usefixtures("no_thread_stays")
 def test_rows_of_several_images_share_a_batch() -> None:
     gate = threading.Event()
@@ -205,6 +213,73 @@ def test_a_run_that_fails_fails_all_whose_rows_it_has() -> None:
 
 
 @pytest.mark.usefixtures("no_thread_stays")
+def test_a_batch_takes_the_memory_of_the_rows_that_there_are() -> None:
+    graph, kept = Doubling(), Kept()
+    lanes = Lanes(graph, 1, 1 << 60)
+    for count in (2, 5):
+        assert lanes.run(job(7, count, kept, of=pace(ends=time.perf_counter() + 20))) == count
+    lanes.close()
+    assert kept.values == {0: 14.0, 1: 16.0, 2: 18.0, 3: 20.0, 4: 22.0}
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_a_batch_that_does_not_fit_in_memory() -> None:
+    class Huge(Numbers):
+        shape = (1 << 20, 1 << 20, 1 << 10)
+
+    lanes = Lanes(Doubling(), 1, 4)
+    text = (
+        r"^a batch of 3 rows \[1048576, 1048576, 1024\] does not fit in memory; expected one that does: give a smaller "
+        r"batch_size$"
+    )
+    with pytest.raises(BackendError, match=text):
+        lanes.run(Job(Huge(0, 3), 3, 100, pace(ends=time.perf_counter() + 20), Kept()))
+    assert lanes.run(job(7, 3, Kept())) == 3  # the thread is still there
+    lanes.close()
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_threads_with_nothing_to_do_end_and_the_next_job_starts_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.lanes._IDLE_S", 0.01)
+    lanes = Lanes(Doubling(), 2, 2)
+    for _ in range(2):
+        kept = Kept()
+        assert lanes.run(job(7, 3, kept, of=pace(ends=time.perf_counter() + 20))) == 3
+        assert kept.values == {0: 14.0, 1: 16.0, 2: 18.0}
+        wait_for_lanes(0)
+    lanes.close()
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_only_a_thread_that_has_ended_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, started = threading.Event(), list[str]()
+
+    class Noted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            started.append(self.name)
+
+    monkeypatch.setattr("engine.lanes._IDLE_S", 0.01)
+    monkeypatch.setattr("engine.lanes.Thread", Noted)
+    lanes = Lanes(Doubling(gate=gate), 2, 2)
+    jobs = [job(1, 1, Kept()), job(9, 9, Kept())]
+    callers = [threading.Thread(target=lanes.run, args=(each,)) for each in jobs]
+    callers[0].start()
+    while len(started) < 2:
+        time.sleep(0.001)
+    wait_for_lanes(1)  # the other is in its run
+    callers[1].start()
+    while not jobs[1].taken:
+        time.sleep(0.001)
+    assert len(started) == 3
+    assert set(started) == {"engine-scoring-0", "engine-scoring-1"}
+    gate.set()
+    for caller in callers:
+        caller.join()
+    lanes.close()
+
+
+@pytest.mark.usefixtures("no_thread_stays")
 def test_at_the_deadline_runs_are_stopped_and_what_is_there_counts() -> None:
     """The first lane's run never ends by itself, the second lane's runs do: what counts is unbroken from the first."""
     gate = threading.Event()
@@ -270,6 +345,42 @@ def test_a_cancelled_job_stops_its_runs() -> None:
     lanes.close()
     assert graph.stopped == 2
     assert told == [0]
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_a_flag_that_was_set_for_a_moment() -> None:
+    """Only a lane has seen it."""
+
+    class Flickering:
+        asked = 0
+
+        def is_set(self) -> bool:
+            if not threading.current_thread().name.startswith("engine-scoring"):
+                return False
+            self.asked += 1
+            return self.asked == 2
+
+    flag = Flickering()
+    lanes = Lanes(Doubling(), 1, 2)
+    with pytest.raises(CancelledError, match=r"^the explanation was cancelled by its caller; "):
+        lanes.run(job(0, 9, Kept(), of=pace(cancel=flag)))
+    lanes.close()
+    assert flag.asked == 2
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+def test_progress_that_finds_a_queue_empty() -> None:
+    """Its error is not taken for the end of the time."""
+    commands: SimpleQueue[str] = SimpleQueue()
+
+    def progress(_done: int, _planned: int) -> None:
+        commands.get_nowait()
+
+    watched = Pace(ends=None, costs=Costs(), row="row", first_s=1e-9, progress=progress, cancel=None)
+    lanes = Lanes(Doubling(), 1, 2)
+    with pytest.raises(Empty):
+        lanes.run(job(0, 9, Kept(), of=watched))
+    lanes.close()
 
 
 @pytest.mark.usefixtures("no_thread_stays")

@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from engine.errors import BackendError, CancelledError, ImageError
 from engine.lanes import SharedLanes
@@ -110,6 +112,23 @@ def test_images_are_taken_a_few_ahead() -> None:
     assert len(taken) <= 4 + AHEAD
 
 
+def test_an_array_that_is_filled_anew_for_every_image() -> None:
+    frame, three_taken = np.zeros(1, np.uint8), threading.Event()
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        for number in range(5):
+            frame[:] = number
+            if number == 2:
+                three_taken.set()
+            yield frame
+
+    def explain(image: NDArray[np.uint8], **_: object) -> int:
+        assert three_taken.wait(20)
+        return int(image[0])
+
+    assert list(stream(camera(), explain)) == [0, 1, 2, 3, 4]
+
+
 def test_an_image_that_cannot_be_explained_ends_it_in_its_turn() -> None:
     results = stream([1, 2, -3, 4, 5], Explaining())
     assert [next(results), next(results)] == [10, 20]
@@ -175,6 +194,22 @@ def test_progress_of_all_images_begun_so_far() -> None:
     assert told[-1][:2] == (21, 21)
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     assert all(done <= planned for done, planned, _ in told)
+
+
+def test_progress_keeps_no_counts_of_images_that_are_done() -> None:
+    told: list[tuple[int, int]] = []
+    many = Stream(
+        range(100),
+        Explaining(),
+        8,
+        ordered=True,
+        return_exceptions=False,
+        progress=lambda done, planned: told.append((done, planned)),
+        cancel=None,
+    )
+    for _ in many:
+        assert len(many._told) <= AHEAD
+    assert told[-1] == (4950, 4950)
 
 
 def test_what_progress_raises_reaches_the_caller() -> None:
