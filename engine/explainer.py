@@ -334,7 +334,8 @@ class Explainer:
         iterator or to drop it ends everything that is under way.
 
         Args:
-            images: Photos, or prepared inputs, as `explain` takes them.
+            images: Photos, or prepared inputs, as `explain` takes them. An array may be filled anew for the next image;
+                a PIL image, an open file or a `bytearray` must stay as it is until its result is there.
             target: As for `explain`, the same for every image.
             ordered: Whether results come in the order of the images. Otherwise each comes as soon as it is there, as a
                 pair of the image's number, from 0, and the result.
