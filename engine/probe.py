@@ -411,11 +411,13 @@ class Clock:
         """Add the time within a `with` block to a phase, but for that of blocks within it, which is theirs."""
         began = time.perf_counter()
         self._within.append(0.0)
-        yield
-        took, within = time.perf_counter() - began, self._within.pop()
-        self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + (took - within) * 1e3
-        if self._within:
-            self._within[-1] += took
+        try:
+            yield
+        finally:
+            took, within = time.perf_counter() - began, self._within.pop()
+            self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + (took - within) * 1e3
+            if self._within:
+                self._within[-1] += took
 
     def stop(self) -> None:
         """Note the time since the clock was made as `total`."""
