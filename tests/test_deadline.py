@@ -1,6 +1,7 @@
 """What becomes of an explanation for which there is too little time; the estimates are the test's own."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 import engine
 from engine.backends import Brake
+from engine.costs import Costs
+from engine.deadline import Deadline
+from engine.options import Options
 from engine.pace import Pace
 from tests.tiny_cnn import photo_pixels
 
@@ -152,7 +156,7 @@ def test_no_time_for_what_comes_after_the_masks(explainer: engine.Explainer) -> 
     result = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
     is_grad_cam(result, explainer)
     assert result.evaluations == {"tapped": 1, "last_layer": 2}
-    text = rf"^deadline_ms is 600000, and there was no time left for masks; {REMEDY}"
+    text = rf"^deadline_ms is 600000, and there was no time to run tapped\.onnx; {REMEDY}"
     with pytest.raises(engine.DeadlineError, match=text):
         explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
 
@@ -162,6 +166,59 @@ def test_each_class_leaves_time_for_its_own_map(explainer: engine.Explainer) -> 
     for targets, method in (([0, 1], "ada-sise"), ([0, 1, 2], "grad-cam")):
         found = explainer.explain(photo_pixels(), targets, deadline_ms=NEVER_LATE)
         assert [result.method for result in found] == [method] * len(targets)
+
+
+def of_100_s(too_late: str, finish_s: float) -> tuple[float, Deadline]:
+    """A deadline of 100 s for 20 classes, and when it began; Grad-CAM takes 2.5 s a run and 0.5 s a class at most."""
+    costs = Costs()
+    for work, seconds in (("last_layer of 8", 2.0), ("finish grad-cam", 0.4)):
+        for _ in range(2):
+            costs.note(work, seconds)
+    options = Options(activation="softmax", deadline_ms=100_000.0, too_late=too_late)
+    began = time.perf_counter()
+    return began, Deadline(options, costs, began, finish_s, classes=20, spare="last_layer of 8", spare_runs=3)
+
+
+@pytest.mark.parametrize(
+    ("too_late", "has_spare", "until_s"),
+    [
+        ("grad-cam", False, 82.5),  # three runs, and a map for each class
+        ("grad-cam", True, 90.0),
+        ("error", False, 40.0),  # what the method does for each class
+        ("error", True, 40.0),
+    ],
+)
+def test_until_when_a_run_may_last(too_late: str, has_spare: bool, until_s: float) -> None:
+    began, deadline = of_100_s(too_late, 3.0)
+    until = deadline.expect_time_for("tapped of 8", "tapped", has_spare=has_spare)
+    assert until is not None
+    assert until - began == pytest.approx(until_s)
+
+
+def test_no_time_left_for_masks() -> None:
+    began, deadline = of_100_s("error", 4.0)
+    ends = deadline.expect_time_to_score()
+    assert ends is not None
+    assert ends - began == pytest.approx(20.0)
+    _, late = of_100_s("error", 6.0)
+    with pytest.raises(
+        engine.DeadlineError, match=rf"^deadline_ms is 100000, and there was no time left for masks; {REMEDY}"
+    ):
+        late.expect_time_to_score()
+
+
+def test_more_than_eight_classes_need_several_runs_of_the_last_layer(explainer: engine.Explainer) -> None:
+    takes(explainer, "last_layer of 8", 4.0)
+    takes(explainer, "finish grad-cam", 0.8)
+    for classes, spare_s in ((8, 5.0 + 8.0), (9, 10.0 + 9.0)):
+        assert explainer.probe(photo_pixels(), [0] * classes, deadline_ms=1.0).deadline.spare_s == spare_s
+
+
+def test_after_the_tapped_pass_no_run_is_kept_free(explainer: engine.Explainer) -> None:
+    takes(explainer, "tapped of 1", 100.0)
+    takes(explainer, "last_layer of 1", 1000.0)
+    result = explainer.explain(photo_pixels(), method="layer-cam", layer="relu1", deadline_ms=NEVER_LATE)
+    assert (result.method, result.complete) == ("layer-cam", True)
 
 
 def test_a_class_for_which_nothing_was_scored(explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
