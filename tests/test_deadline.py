@@ -95,11 +95,34 @@ def test_the_tapped_pass_is_tried_if_it_is_safe_or_something_is_left(
 
 
 def test_what_was_refused_long_enough_is_tried_again(explainer: engine.Explainer) -> None:
-    explainer._costs.note("tapped of 1", 1.0)
-    explainer._costs.note("tapped of 1", 1e6)
+    for seconds in (1.0, 1.0, 1e6, 1e6):  # the first does not count, and the median does not fit
+        explainer._costs.note("tapped of 1", seconds)
     explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
     methods = [explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method for _ in range(9)]
     assert methods == ["grad-cam"] * 7 + ["ada-sise"] * 2
+
+
+@pytest.mark.parametrize("too_late", ["grad-cam", "error"])
+@pytest.mark.parametrize(("slow", "refusals"), [(1, 8), (64, 64)])
+def test_a_finish_that_was_slow_is_tried_again(
+    explainer: engine.Explainer, slow: int, refusals: int, too_late: str
+) -> None:
+    for seconds in (*[1e-3] * 60, *[1e6] * slow):
+        explainer._costs.note("finish ada-sise", seconds)
+    for _ in range(refusals):
+        if too_late == "grad-cam":
+            assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method == "grad-cam"
+        else:
+            with pytest.raises(engine.DeadlineError):
+                explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
+    assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late=too_late).method == "ada-sise"
+
+
+def test_masks_that_were_slow_are_tried_again(explainer: engine.Explainer) -> None:
+    for _ in range(65):
+        explainer._costs.note("row of forward", 1e6)
+    found = [explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE) for _ in range(65)]
+    assert [result.scored for result in found] == [0] * 64 + [found[-1].scorable]
 
 
 def test_a_tapped_pass_that_takes_longer_than_it_should(
