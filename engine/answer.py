@@ -62,6 +62,7 @@ def _within_deadline(probe: Probe, method: Method) -> list[tuple[Attribution, Me
     except DeadlineError:
         if probe.options.too_late == "error":
             raise
+        probe.scored_at = time.perf_counter()  # what was in vain is no part of what Grad-CAM does
     probe.deadline.lift()  # the class scores are there, or cost a run
     if found and (probe.options.deadline_ms is None or not any(map(_is_empty, found))):
         return [(attribution, method) for attribution in found]

@@ -12,6 +12,7 @@ import engine
 from engine.backends import Brake
 from engine.costs import Costs
 from engine.deadline import Deadline
+from engine.methods import ada_sise
 from engine.options import Options
 from engine.pace import Pace
 from tests.tiny_cnn import photo_pixels
@@ -182,6 +183,22 @@ def test_no_time_for_what_comes_after_the_masks(explainer: engine.Explainer) -> 
     text = rf"^deadline_ms is 600000, and there was no time to run tapped\.onnx; {REMEDY}"
     with pytest.raises(engine.DeadlineError, match=text):
         explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
+
+
+def test_what_was_in_vain_is_no_part_of_what_grad_cam_does(
+    explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes(explainer, "finish ada-sise", 1e6)
+
+    def slowly(*planned: object) -> object:
+        time.sleep(0.4)
+        return plan(*planned)
+
+    plan = ada_sise.plan
+    monkeypatch.setattr(ada_sise, "plan", slowly)
+    for _ in range(2):
+        assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method == "grad-cam"
+    assert explainer._costs.high("finish grad-cam") < 0.4
 
 
 def test_each_class_leaves_time_for_its_own_map(explainer: engine.Explainer) -> None:
