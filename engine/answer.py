@@ -22,23 +22,31 @@ def answer(probe: Probe, method: Method, costs: Costs, *, visualization_maps: bo
     Args:
         probe: The image.
         method: How to explain it.
-        costs: Takes note of what the method did after its last run of the network.
+        costs: Takes note of what the method did after its last run of the network, or that there was no time for it.
         visualization_maps: Whether to keep V_l of every layer in the results.
 
     Raises:
         DeadlineError: There is not enough time, and the caller wants no other map in the place of the method's.
         EngineError: As `engine.methods.Method.explain` says.
     """
-    found = _within_deadline(probe, method)
+    finish = FINISH.format(method.name)
+    try:
+        found = _within_deadline(probe, method)
+    except DeadlineError:
+        costs.refused(finish)
+        raise
     class_scores = probe.class_scores()
     probe.clock.stop()
     results = [
         _explanation(probe, attribution, used, method, index, float(score), visualization_maps)
         for (attribution, used), index, score in zip(found, probe.classes, class_scores, strict=True)
     ]
-    names = {used.name for _, used in found}
-    finished = FINISH.format(method.name if method.name in names else found[0][1].name)
-    costs.note(finished, (time.perf_counter() - probe.scored_at) / len(found))
+    took = (time.perf_counter() - probe.scored_at) / len(found)
+    if any(used.name == method.name for _, used in found):
+        costs.note(finish, took)
+    else:
+        costs.refused(finish)
+        costs.note(FINISH.format(GradCam.name), took)
     for result in results:
         _LOG.info("%s", result)
         for warning in result.warnings:
@@ -54,6 +62,7 @@ def _within_deadline(probe: Probe, method: Method) -> list[tuple[Attribution, Me
     except DeadlineError:
         if probe.options.too_late == "error":
             raise
+        probe.scored_at = time.perf_counter()  # what was in vain is no part of what Grad-CAM does
     probe.deadline.lift()  # the class scores are there, or cost a run
     if found and (probe.options.deadline_ms is None or not any(map(_is_empty, found))):
         return [(attribution, method) for attribution in found]

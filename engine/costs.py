@@ -23,6 +23,7 @@ class Costs:
     def note(self, work: str, seconds: float) -> None:
         """Take note of what a piece of work took."""
         with self._lock:
+            self._refused[work] = 0
             if work in self._taken:
                 self._taken[work].append(seconds)
             else:
@@ -35,14 +36,19 @@ class Costs:
             self.note(work, seconds)
 
     def refused(self, work: str) -> None:
-        """Take note that work was not begun, since it seems to take too long.
+        """Take note that work was not begun, since there seems to be no time for it.
 
-        Every eighth time the oldest measurement is forgotten, or work that never fits would never be measured again.
+        After every eighth time without a measurement the larger half of them is forgotten, after the 64th all, or work
+        that was slow for a moment would never be measured again.
         """
         with self._lock:
             self._refused[work] += 1
-            if self._refused[work] % _PATIENCE == 0 and self._taken.get(work):
-                self._taken[work].popleft()
+            count, taken = self._refused[work], self._taken.get(work, deque())
+            if count % _REMEMBERED == 0:
+                taken.clear()
+            elif count % _PATIENCE == 0:
+                for _ in range(len(taken) // 2):
+                    taken.remove(max(taken))
 
     def usual(self, work: str) -> float | None:
         """Return the median; None if it is not known."""

@@ -17,17 +17,31 @@ class Deadline:
         options: How to ask: `deadline_ms`, and in `too_late` whether a late map has one of the last layer in its place.
         costs: What runs have taken lately.
         began: When the call began, on the clock of `time.perf_counter`, in seconds.
-        finish_s: What is to be done after the last run of the network, in seconds.
-        spare: What `costs` calls the run for the map that takes the place of a late one.
+        finish_s: What is to be done for each class after the last run of the network, in seconds.
+        classes: How many classes are explained.
+        spare: What `costs` calls a run for the maps that take the place of late ones.
+        spare_runs: How many such runs those of all classes take.
     """
 
-    def __init__(self, options: Options, costs: Costs, began: float, finish_s: float, spare: str) -> None:
+    def __init__(
+        self,
+        options: Options,
+        costs: Costs,
+        began: float,
+        finish_s: float,
+        *,
+        classes: int,
+        spare: str,
+        spare_runs: int,
+    ) -> None:
         self._ms = options.deadline_ms
         self._ends = None if self._ms is None else began + self._ms / 1e3
         self._spares = options.too_late != "error"
         self._costs = costs
-        self._finish_s = finish_s
+        self._finish_s = classes * finish_s
+        self._classes = classes
         self._spare = spare
+        self._spare_runs = spare_runs
 
     def lift(self) -> None:
         """Let everything from now on be carried out to the end."""
@@ -35,14 +49,14 @@ class Deadline:
 
     @property
     def spares(self) -> bool:
-        """Whether time is kept for a map in the place of a late one."""
+        """Whether time is kept for maps in the place of late ones."""
         return self._ends is not None and self._spares
 
     @property
     def spare_s(self) -> float | None:
-        """What that map takes at most, in seconds; None if it is not known."""
+        """What those maps take at most, in seconds; None if it is not known."""
         run = self._costs.high(self._spare)
-        return None if run is None else run + (self._costs.high(FINISH.format("grad-cam")) or 0.0)
+        return None if run is None else self._spare_runs * run + self._spare_finish_s
 
     def expect_time_to_score(self) -> float | None:
         """Return when scoring must end, on the clock of `time.perf_counter`; None for never.
@@ -63,7 +77,7 @@ class Deadline:
         Args:
             work: What the estimates call the run.
             graph: What the graph is called.
-            has_spare: Whether the map in the place of a late one needs no run any more.
+            has_spare: Whether the maps in the place of late ones need no run any more.
 
         Raises:
             DeadlineError: It would be late.
@@ -71,7 +85,7 @@ class Deadline:
         if self._ends is None:
             return None
         now = time.perf_counter()
-        until = self._ends - ((self.spare_s or 0.0) if self._spares and not has_spare else 0.0)
+        until = self._ends - self._kept_s(has_spare=has_spare)
         usual, high = self._costs.usual(work), self._costs.high(work)
         if high is not None and now + high <= self._ends - self._finish_s:
             until = max(until, now + high)
@@ -90,3 +104,13 @@ class Deadline:
             f"deadline_ms is {self._ms:g}, and {what}; expected a longer one, or too_late='grad-cam', which gives a "
             "map of the last layer in the place of a late one"
         )
+
+    @property
+    def _spare_finish_s(self) -> float:
+        return self._classes * (self._costs.high(FINISH.format("grad-cam")) or 0.0)
+
+    def _kept_s(self, *, has_spare: bool) -> float:
+        """Return what comes after a run that may be late, in seconds."""
+        if not self._spares:
+            return self._finish_s
+        return self._spare_finish_s if has_spare else self.spare_s or 0.0

@@ -249,7 +249,8 @@ class Explainer:
                 more were scored. Methods that change no image never call it, and leave nothing out for a budget.
             cancel: A flag, such as `threading.Event`, that is asked now and then; set, it stops the runs under way and
                 ends the call.
-            options: The method's own; of Ada-SISE `rule`, `mu`, `fusion` and `baseline`, see `engine.methods.AdaSise`.
+            options: The method's own; of Ada-SISE `rule`, `mu`, `fusion`, `baseline` and `preset`, see
+                `engine.methods.AdaSise`.
 
         Returns:
             One explanation, or a list of them for a list of targets.

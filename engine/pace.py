@@ -102,7 +102,11 @@ class Pace:
         fit = self.fit()
         if fit >= 2 * left:
             return left
-        return max(int(fit / 2), 1) if fit >= 1 else 0
+        if fit >= 1:
+            return max(int(fit / 2), 1)
+        if started == 0:
+            self._costs.refused(self._row)
+        return 0
 
     def fit(self) -> float:
         """Return how many rows one run after the other are likely to be run before the deadline."""

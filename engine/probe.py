@@ -94,8 +94,15 @@ class Probe:
         self._costs = costs
         self._shared = shared
         self._image_s = 1.0
-        spare = f"{LAST_LAYER} of {min(len(targets), _CLASSES_AT_ONCE)}"
-        self.deadline = Deadline(options, costs, self.clock.began, finish_s * len(targets), spare)
+        self.deadline = Deadline(
+            options,
+            costs,
+            self.clock.began,
+            finish_s,
+            classes=len(targets),
+            spare=f"{LAST_LAYER} of {min(len(targets), _CLASSES_AT_ONCE)}",
+            spare_runs=-(-len(targets) // _CLASSES_AT_ONCE),
+        )
         with self.clock("prepare"):
             prepared = prepare(photo, bundle.preprocess, bundle.image_shape)
         self.image, self.picture = prepared.array, prepared.picture
@@ -391,7 +398,8 @@ class Probe:
             if self.deadline.spare_s is None:
                 for _ in range(2):  # measures it, and has the map ready; the first call with a deadline pays for it
                     self._last = self._tap(LAST_LAYER)
-        return self.deadline.expect_time_for(work, graph, has_spare=self._last is not None)
+        has_spare = self._last is not None or self._tapped is not None
+        return self.deadline.expect_time_for(work, graph, has_spare=has_spare)
 
     def _expect_rows(self, done: int, least: int) -> None:
         if done < least:
@@ -411,11 +419,13 @@ class Clock:
         """Add the time within a `with` block to a phase, but for that of blocks within it, which is theirs."""
         began = time.perf_counter()
         self._within.append(0.0)
-        yield
-        took, within = time.perf_counter() - began, self._within.pop()
-        self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + (took - within) * 1e3
-        if self._within:
-            self._within[-1] += took
+        try:
+            yield
+        finally:
+            took, within = time.perf_counter() - began, self._within.pop()
+            self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + (took - within) * 1e3
+            if self._within:
+                self._within[-1] += took
 
     def stop(self) -> None:
         """Note the time since the clock was made as `total`."""

@@ -53,13 +53,32 @@ def test_work_that_was_stopped_takes_at_least_so_long() -> None:
     assert costs.usual("work") == 5.0
 
 
-def test_what_is_not_tried_is_forgotten_the_oldest_first() -> None:
-    costs = noted(80.0, 1.0)
-    for _ in range(7):
+def test_of_what_is_not_tried_the_larger_half_is_forgotten() -> None:
+    costs = noted(3.0, 80.0, 1.0, 2.0, 4.0)
+    for highest in (100.0, 3.75, 2.5, 1.25, 1.25):  # of five, three, two and one
+        assert costs.high("work") == highest
+        for _ in range(7):
+            costs.refused("work")
+        assert costs.high("work") == highest
         costs.refused("work")
-    assert costs.high("work") == 100.0
+    assert costs.usual("work") == 1.0
+
+
+def test_after_64_refusals_nothing_is_known() -> None:
+    costs = noted(*[80.0] * 64)
+    for _ in range(63):
+        costs.refused("work")
+    assert costs.usual("work") == 80.0
     costs.refused("work")
-    assert costs.high("work") == 1.25
-    for _ in range(8):
-        costs.refused("work")
     assert costs.usual("work") is None
+    costs.note("work", 2.0)
+    assert costs.usual("work") == 2.0  # it has been done before, so that this one counts
+
+
+def test_a_measurement_shows_that_it_is_tried() -> None:
+    costs = noted(1.0, 80.0)
+    for _ in range(9):
+        for _ in range(7):
+            costs.refused("work")
+        costs.note("work", 2.0)
+    assert costs.high("work") == 100.0

@@ -1,6 +1,7 @@
 """What becomes of an explanation for which there is too little time; the estimates are the test's own."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 import engine
 from engine.backends import Brake
+from engine.costs import Costs
+from engine.deadline import Deadline
+from engine.methods import ada_sise
+from engine.options import Options
 from engine.pace import Pace
 from tests.tiny_cnn import photo_pixels
 
@@ -91,11 +96,34 @@ def test_the_tapped_pass_is_tried_if_it_is_safe_or_something_is_left(
 
 
 def test_what_was_refused_long_enough_is_tried_again(explainer: engine.Explainer) -> None:
-    explainer._costs.note("tapped of 1", 1.0)
-    explainer._costs.note("tapped of 1", 1e6)
+    for seconds in (1.0, 1.0, 1e6, 1e6):  # the first does not count, and the median does not fit
+        explainer._costs.note("tapped of 1", seconds)
     explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
     methods = [explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method for _ in range(9)]
     assert methods == ["grad-cam"] * 7 + ["ada-sise"] * 2
+
+
+@pytest.mark.parametrize("too_late", ["grad-cam", "error"])
+@pytest.mark.parametrize(("slow", "refusals"), [(1, 8), (64, 64)])
+def test_a_finish_that_was_slow_is_tried_again(
+    explainer: engine.Explainer, slow: int, refusals: int, too_late: str
+) -> None:
+    for seconds in (*[1e-3] * 60, *[1e6] * slow):
+        explainer._costs.note("finish ada-sise", seconds)
+    for _ in range(refusals):
+        if too_late == "grad-cam":
+            assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method == "grad-cam"
+        else:
+            with pytest.raises(engine.DeadlineError):
+                explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
+    assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late=too_late).method == "ada-sise"
+
+
+def test_masks_that_were_slow_are_tried_again(explainer: engine.Explainer) -> None:
+    for _ in range(65):
+        explainer._costs.note("row of forward", 1e6)
+    found = [explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE) for _ in range(65)]
+    assert [result.scored for result in found] == [0] * 64 + [found[-1].scorable]
 
 
 def test_a_tapped_pass_that_takes_longer_than_it_should(
@@ -152,9 +180,25 @@ def test_no_time_for_what_comes_after_the_masks(explainer: engine.Explainer) -> 
     result = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
     is_grad_cam(result, explainer)
     assert result.evaluations == {"tapped": 1, "last_layer": 2}
-    text = rf"^deadline_ms is 600000, and there was no time left for masks; {REMEDY}"
+    text = rf"^deadline_ms is 600000, and there was no time to run tapped\.onnx; {REMEDY}"
     with pytest.raises(engine.DeadlineError, match=text):
         explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
+
+
+def test_what_was_in_vain_is_no_part_of_what_grad_cam_does(
+    explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes(explainer, "finish ada-sise", 1e6)
+
+    def slowly(*planned: object) -> object:
+        time.sleep(0.4)
+        return plan(*planned)
+
+    plan = ada_sise.plan
+    monkeypatch.setattr(ada_sise, "plan", slowly)
+    for _ in range(2):
+        assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method == "grad-cam"
+    assert explainer._costs.high("finish grad-cam") < 0.4
 
 
 def test_each_class_leaves_time_for_its_own_map(explainer: engine.Explainer) -> None:
@@ -162,6 +206,59 @@ def test_each_class_leaves_time_for_its_own_map(explainer: engine.Explainer) -> 
     for targets, method in (([0, 1], "ada-sise"), ([0, 1, 2], "grad-cam")):
         found = explainer.explain(photo_pixels(), targets, deadline_ms=NEVER_LATE)
         assert [result.method for result in found] == [method] * len(targets)
+
+
+def of_100_s(too_late: str, finish_s: float) -> tuple[float, Deadline]:
+    """A deadline of 100 s for 20 classes, and when it began; Grad-CAM takes 2.5 s a run and 0.5 s a class at most."""
+    costs = Costs()
+    for work, seconds in (("last_layer of 8", 2.0), ("finish grad-cam", 0.4)):
+        for _ in range(2):
+            costs.note(work, seconds)
+    options = Options(activation="softmax", deadline_ms=100_000.0, too_late=too_late)
+    began = time.perf_counter()
+    return began, Deadline(options, costs, began, finish_s, classes=20, spare="last_layer of 8", spare_runs=3)
+
+
+@pytest.mark.parametrize(
+    ("too_late", "has_spare", "until_s"),
+    [
+        ("grad-cam", False, 82.5),  # three runs, and a map for each class
+        ("grad-cam", True, 90.0),
+        ("error", False, 40.0),  # what the method does for each class
+        ("error", True, 40.0),
+    ],
+)
+def test_until_when_a_run_may_last(too_late: str, has_spare: bool, until_s: float) -> None:
+    began, deadline = of_100_s(too_late, 3.0)
+    until = deadline.expect_time_for("tapped of 8", "tapped", has_spare=has_spare)
+    assert until is not None
+    assert until - began == pytest.approx(until_s)
+
+
+def test_no_time_left_for_masks() -> None:
+    began, deadline = of_100_s("error", 4.0)
+    ends = deadline.expect_time_to_score()
+    assert ends is not None
+    assert ends - began == pytest.approx(20.0)
+    _, late = of_100_s("error", 6.0)
+    with pytest.raises(
+        engine.DeadlineError, match=rf"^deadline_ms is 100000, and there was no time left for masks; {REMEDY}"
+    ):
+        late.expect_time_to_score()
+
+
+def test_more_than_eight_classes_need_several_runs_of_the_last_layer(explainer: engine.Explainer) -> None:
+    takes(explainer, "last_layer of 8", 4.0)
+    takes(explainer, "finish grad-cam", 0.8)
+    for classes, spare_s in ((8, 5.0 + 8.0), (9, 10.0 + 9.0)):
+        assert explainer.probe(photo_pixels(), [0] * classes, deadline_ms=1.0).deadline.spare_s == spare_s
+
+
+def test_after_the_tapped_pass_no_run_is_kept_free(explainer: engine.Explainer) -> None:
+    takes(explainer, "tapped of 1", 100.0)
+    takes(explainer, "last_layer of 1", 1000.0)
+    result = explainer.explain(photo_pixels(), method="layer-cam", layer="relu1", deadline_ms=NEVER_LATE)
+    assert (result.method, result.complete) == ("layer-cam", True)
 
 
 def test_a_class_for_which_nothing_was_scored(explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,23 @@ def test_a_late_start_leaves_nothing(clock: list[float]) -> None:
     assert pace_until(clock[0] - 10).room(0, 0) == 0
 
 
+def test_a_pace_that_lets_nothing_through_is_forgotten(clock: list[float]) -> None:
+    costs = Costs()
+    for _ in range(65):
+        costs.note("row of forward", 8.0)
+    rooms = [pace_until(clock[0] + 4.0, 1.0, costs).room(0, 50) for _ in range(65)]
+    assert rooms == [0] * 64 + [2]  # the estimate from before the first run
+
+
+def test_a_pace_that_ends_a_job_is_not_forgotten(clock: list[float]) -> None:
+    costs = Costs()
+    for _ in range(65):
+        costs.note("row of forward", 8.0)
+    assert [pace_until(clock[0] + 4.0, 1.0, costs).room(1, 50) for _ in range(65)] == [0] * 65
+    assert [pace_until(clock[0] + 4.0, 1.0, costs).room(0, 0) for _ in range(65)] == [0] * 65
+    assert costs.usual("row of forward") == 8.0
+
+
 def test_estimates_outlive_a_call(clock: list[float]) -> None:
     costs = Costs()
     for seconds in (9.0, 1.0):

@@ -49,9 +49,9 @@ class AdaSise:
         fusion: `hard` (the paper's) or `soft`; see `engine.kernels.fuse`.
         baseline: What masked-out pixels become: `zero` in the network's input space, `blur`, or a colour (r, g, b).
         preset: `exact` scores every mask; `balanced` and `fast` score 100 and 25, those that tell most of the others,
-            whose scores they estimate; see `engine.kernels.kriging`. A result of fewer than all masks has the figure
-            `stability`: Spearman's correlation, in every fourth row and column, with the heatmap that the first half of
-            its scores gives.
+            whose scores they estimate; see `engine.kernels.kriging`. A result of at least two but fewer than all
+            masks, if it is not all zeros, has the figure `stability`: Spearman's correlation, in every fourth row and
+            column, with the heatmap that the first half of its scores gives.
 
     Raises:
         OptionError: An option has no meaning.

@@ -192,7 +192,7 @@ class Ascent:
 
     def mask(self) -> Floats:
         """Return the mask over the image, float32 [H, W] from 0 to 1."""
-        smooth = self._perturbation.smooth
+        smooth = SmoothMask(self._perturbation.shape[1:])  # a run that a deadline left may still make an image
         return smooth.make(self._parameters)[smooth.inside]
 
     def _seen(self, image: Floats) -> Floats:

@@ -33,6 +33,18 @@ def test_estimates_equal_the_formula(random: np.random.Generator, count: int) ->
     np.testing.assert_array_equal(found[known], scores[known])
 
 
+def test_estimates_rest_on_the_first_512(random: np.random.Generator) -> None:
+    points, scores = random.random((600, 4)), random.random(600)
+    known = random.permutation(600)[:560]
+    found = Kriging(points).estimate(known, scores[known])
+    of_first = Kriging(points).estimate(known[:512], scores[known[:512]])
+    others = np.setdiff1d(np.arange(600), known)
+    np.testing.assert_array_equal(found[others], of_first[others])
+    np.testing.assert_array_equal(found[known], scores[known])
+    of_all = kriging.estimate(points, known.tolist(), scores[known])
+    assert np.abs(found[others] - of_all[others]).max() > 1e-3
+
+
 def test_estimates_of_a_smooth_function_are_near_it(random: np.random.Generator) -> None:
     points = random.random((300, 2))
     scores = np.sin(3 * points[:, 0]) * np.cos(2 * points[:, 1])

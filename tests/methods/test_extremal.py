@@ -99,6 +99,17 @@ def test_steps_equal_the_formula(tiny: Tiny, parameters: np.ndarray) -> None:
     assert (ascent.steps, ascent.reward, ascent.led) == (3, 1.0, True)
 
 
+def test_a_mask_is_made_beside_an_image_that_is_being_made(tiny: Tiny, parameters: np.ndarray) -> None:
+    perturbation = Perturbation(tiny.x[0])
+    ascent = Ascent(perturbation, AREA)
+    perturbation.make(parameters.astype(np.float32))
+    expected, _ = perturbation.differentiate(tiny.x[0], AREA, WEIGHT)
+    perturbation.make(parameters.astype(np.float32))
+    assert ascent.mask().min() > 0.9
+    found, _ = perturbation.differentiate(tiny.x[0], AREA, WEIGHT)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_the_method_equals_the_formula(tiny: Tiny) -> None:
     areas = [0.2, 0.4]
     result = tiny.explainer.explain(tiny.x, 3, method=METHOD, areas=areas, iterations=2)
