@@ -70,12 +70,12 @@ def test_moments_and_ranges_of_a_network(random: np.random.Generator) -> None:
         )
     )
     conv = next(entry for entry in model.graph if entry.op_type == "Conv")
-    images = random.standard_normal((5, 3, 8, 8)).astype(np.float32)
+    images = random.standard_normal((50, 3, 8, 8)).astype(np.float32)
     ranges, moments = observe(model, [conv], ["r", "x"], images)
     assert ranges["r"] == pytest.approx((0.0, images.max()), rel=0.3)
     assert ranges["x"][0] < 0 < ranges["x"][1]
     found = moments["y"]
-    assert found.count == 5 * 64
+    assert found.count == 50 * 64
     positive = np.maximum(images.astype(np.float64), 0)
     centre = found.mean.reshape(3, 3, 3)[:, 1, 1]  # the middle tap sees every pixel alike
     np.testing.assert_allclose(centre, positive.mean(axis=(0, 2, 3)), atol=0.1)
