@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ImageError, OptionError
-from engine.explainer import Explainer
+from engine.errors import OptionError
+from engine.explainer import Explainer, top_classes
 from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.image import Photo
 from engine.kernels import fuse, is_flat, select_channels, visualization_map
 from engine.kernels.similarity import spearman, structural_similarity
 from engine.options import expect_whole
+from engine.photos import naming
 from engine.probe import Floats, Probe
 
 Map = NDArray[np.float64]
@@ -90,12 +90,8 @@ def measure_agreement(
     ranks, structures = [], []
     for number, photo in enumerate(photos):
         progress(number, len(photos))
-        try:
+        with naming(photo):
             pairs = _explain_alike(reference, other, photo, classes, batch_size)
-        except ImageError as err:
-            if not isinstance(photo, str | PathLike) or str(photo) in str(err):
-                raise
-            raise ImageError(f"{photo}: {err}") from err
         for expected, found, error in pairs:
             errors.append(error)
             ranks.append(spearman(found, expected))
@@ -119,8 +115,7 @@ def _explain_alike(
     reference: Explainer, other: Explainer, photo: Photo, classes: int, batch_size: int
 ) -> list[tuple[Map, Map, NDArray[np.float64]]]:
     """Return for each class the two heatmaps, and how far the scores of each mask are apart."""
-    logits = reference.classify(photo, "none")
-    top = [int(index) for index in np.argsort(-logits, kind="stable")[:classes]]
+    top = top_classes(reference, photo, classes)
     probe = reference.probe(photo, top, batch_size=batch_size)
     tapped = probe.tap()
     chosen = selected_masks(tapped.maps, tapped.averages)
