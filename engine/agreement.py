@@ -6,17 +6,18 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.budget import Plan, plan_all, take_turns
 from engine.errors import OptionError
 from engine.explainer import Explainer, top_classes
 from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.image import Photo
-from engine.kernels import fuse, is_flat, select_channels, visualization_map
+from engine.kernels import fuse
 from engine.kernels.similarity import spearman, structural_similarity
+from engine.methods.ada_sise import scores_of, views_of
+from engine.methods.base import Map
 from engine.options import expect_whole
 from engine.photos import naming
-from engine.probe import Floats, Probe
-
-Map = NDArray[np.float64]
+from engine.probe import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,50 +119,25 @@ def _explain_alike(
     top = top_classes(reference, photo, classes)
     probe = reference.probe(photo, top, batch_size=batch_size)
     tapped = probe.tap()
-    chosen = selected_masks(tapped.maps, tapped.averages)
-    order = list(dict.fromkeys(mask for masks in chosen for mask in masks))
+    plans = plan_all(tapped.maps, tapped.averages)
+    order = take_turns([own.pairs(np.arange(len(own.masks))) for own in plans])
     rows = FeatureMasks(probe.image[0], None, tapped.maps, order)
-    expected = probe.score(rows)
+    expected = rows.by_layer(probe.score(rows))
     second = other.probe(photo, top, batch_size=batch_size)
     second.tap()  # knows the classes, so that no other graph is opened for them
-    found = second.score(rows)
-    layers = rows.by_layer(expected), rows.by_layer(found)
-    place = {mask: number for number, mask in enumerate(order)}
-    return [
-        (
-            _heatmap(probe, tapped.maps, layers[0], masks, k),
-            _heatmap(probe, tapped.maps, layers[1], masks, k),
-            np.abs(expected - found)[[place[mask] for mask in masks], k],
-        )
-        for k, masks in enumerate(chosen)
-    ]
-
-
-def selected_masks(maps: Sequence[Floats], averages: Sequence[Floats]) -> list[list[tuple[int, int]]]:
-    """Return for each class (layer, channel) of the masks that Ada-SISE selects; none of them is flat.
-
-    Args:
-        maps: F_l of each layer, float32 [C_l, h_l, w_l].
-        averages: α_l of each layer, float32 [K, C_l].
-    """
-    chosen: list[list[tuple[int, int]]] = [[] for _ in averages[0]]
-    for layer, (features, alphas) in enumerate(zip(maps, averages, strict=True)):
-        for k, alpha in enumerate(alphas):
-            channels = select_channels(alpha, "otsu").channels
-            chosen[k] += [(layer, int(channel)) for channel in channels[~is_flat(features[channels])]]
-    return chosen
+    found = rows.by_layer(second.score(rows))
+    pairs = []
+    for k, own in enumerate(plans):
+        right, scores = _heatmap(tapped.maps, expected, own, k, probe.size)
+        heatmap, others = _heatmap(tapped.maps, found, own, k, probe.size)
+        pairs.append((right, heatmap, np.abs(others - scores)))
+    return pairs
 
 
 def _heatmap(
-    probe: Probe, maps: Sequence[Floats], layers: Sequence[ScoredMasks], masks: Sequence[tuple[int, int]], k: int
-) -> Map:
-    """Combine and fuse the scores of class number k, with its own masks; zeros where nothing is left."""
-    views = []
-    for layer, scored in enumerate(layers):
-        own = scored.positions_of(np.array([channel for at, channel in masks if at == layer], np.int64))
-        features = maps[layer][scored.channels[own]]
-        views.append(
-            visualization_map(features, scored.scores[own, k], scored.minimum[own], scored.extent[own], probe.size)
-        )
-    heatmap, _ = fuse(views, "hard")
-    return np.zeros(probe.size) if heatmap is None else heatmap
+    maps: Sequence[Floats], masks: Sequence[ScoredMasks], own: Plan, k: int, size: tuple[int, int]
+) -> tuple[Map, NDArray[np.float64]]:
+    """Return the heatmap of class number k, zeros where nothing is left, and the scores of its own masks."""
+    scores = scores_of(own, np.arange(len(own.masks)), masks, k)
+    heatmap, _ = fuse(views_of(maps, masks, own, scores, scores, size), "hard")
+    return np.zeros(size) if heatmap is None else heatmap, scores

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import engine
-from engine.agreement import measure_agreement, selected_masks
+from engine.agreement import measure_agreement
 from engine.errors import ImageError, OptionError
 from tests.tiny_cnn import LABELS, photo_pixels
 
@@ -56,20 +56,6 @@ def test_an_explainer_agrees_with_itself(tiny_bundle: Path) -> None:
         "ssim": 1.0,
         "ssim_worst": 1.0,
     }
-
-
-def test_the_masks_are_those_that_ada_sise_selects(tiny_bundle: Path) -> None:
-    with engine.load(tiny_bundle) as explainer:
-        results = explainer.explain(photo_pixels(), [0, 3])
-        tapped = explainer.probe(photo_pixels(), [0, 3]).tap()
-    for masks, result in zip(selected_masks(tapped.maps, tapped.averages), results, strict=True):
-        expected = [
-            (number, int(channel))
-            for number, layer in enumerate(result.layers)
-            for channel, score in zip(layer.selected_channels, layer.scores, strict=True)
-            if not np.isnan(score)
-        ]
-        assert masks == expected
 
 
 def test_a_photo_without_masks(tiny_bundle: Path) -> None:
