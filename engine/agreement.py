@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.budget import Plan, plan_all, take_turns
-from engine.errors import OptionError
+from engine.errors import ImageError, OptionError
 from engine.explainer import Explainer, top_classes
 from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.image import Photo
@@ -26,9 +26,9 @@ class Agreement:
 
     Attributes:
         photos: How many photos were explained.
-        heatmaps: How many heatmaps were compared: one for each photo and class.
-        masks: How many masks were scored by both.
-        score_error: Mean of the differences between the two scores of a mask.
+        heatmaps: How many heatmaps were compared: one for each photo and class that has a mask.
+        masks: How many scores were compared: one for each class and mask of it.
+        score_error: Mean of the absolute differences between the two scores of a mask.
         score_error_worst: The largest of them.
         spearman: Median over the heatmaps of Spearman's ρ between the two.
         spearman_worst: The smallest of them.
@@ -74,7 +74,8 @@ def measure_agreement(
         progress: Told how many photos were done, and how many there are.
 
     Raises:
-        ImageError: A photo cannot be read or does not fit, or a network computes NaN or infinity for it.
+        ImageError: A photo cannot be read or does not fit, a network computes NaN or infinity for it, or no photo
+            gives a mask.
         OptionError: There is no photo, `classes` or `batch_size` is not positive, or the two explain different models.
         BackendError: A runtime failed.
     """
@@ -94,17 +95,21 @@ def measure_agreement(
         with naming(photo):
             pairs = _explain_alike(reference, other, photo, classes, batch_size)
         for expected, found, error in pairs:
+            if not len(error):  # nothing to score, in any precision
+                continue
             errors.append(error)
             ranks.append(spearman(found, expected))
             structures.append(structural_similarity(found, expected))
     progress(len(photos), len(photos))
+    if not errors:
+        raise ImageError(f"none of {len(photos)} photos gives a mask to compare scores of; expected one at least")
     error = np.concatenate(errors)
     return Agreement(
         photos=len(photos),
         heatmaps=len(ranks),
         masks=len(error),
-        score_error=float(error.mean()) if len(error) else 0.0,
-        score_error_worst=float(error.max(initial=0.0)),
+        score_error=float(error.mean()),
+        score_error_worst=float(error.max()),
         spearman=float(np.median(ranks)),
         spearman_worst=min(ranks),
         ssim=float(np.median(structures)),

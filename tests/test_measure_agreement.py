@@ -1,6 +1,7 @@
 """The agreement of two explainers, against figures taken from their explanations by other packages."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,17 @@ def test_an_explainer_agrees_with_itself(tiny_bundle: Path) -> None:
     }
 
 
-def test_a_photo_without_masks(tiny_bundle: Path) -> None:
+def test_a_photo_without_masks_does_not_count(tiny_bundle: Path) -> None:
     """An image of zeros under masks is the image of zeros: all feature maps of the first layer are flat."""
+    black = np.zeros((1, 3, 24, 32), np.float32)
     with engine.load(tiny_bundle) as explainer:
-        found = measure_agreement(explainer, explainer, [np.zeros((1, 3, 24, 32), np.float32)])
-    assert (found.heatmaps, found.masks, found.score_error, found.spearman) == (1, 0, 0.0, 1.0)
+        alone = measure_agreement(explainer, explainer, [photo_pixels()])
+        found = measure_agreement(explainer, explainer, [black, photo_pixels()])
+        text = "none of 2 photos gives a mask to compare scores of; expected one at least"
+        with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
+            measure_agreement(explainer, explainer, [black, black])
+    assert found.masks > 0
+    assert found == replace(alone, photos=2)
 
 
 def test_what_cannot_be_compared(tiny_bundle: Path, tmp_path: Path) -> None:
