@@ -82,11 +82,12 @@ def measure_agreement(
     expect_whole("classes", classes)
     if not photos:
         raise OptionError("no photo was given to compare explanations on; expected one at least")
-    sources = [explainer.bundle.manifest["source"] for explainer in (reference, other)]
-    if sources[0] != sources[1]:
+    bundles = reference.bundle, other.bundle
+    first, second = ((own.manifest["source"], own.image_shape, own.activation) for own in bundles)
+    if first != second:
         raise OptionError(
-            f"{other.bundle.path}: was made from another model than {reference.bundle.path}; expected two "
-            "explainers of one model"
+            f"{other.bundle.path}: was made from another model, image size or activation than {reference.bundle.path}; "
+            "expected two explainers of one model"
         )
     errors: list[NDArray[np.float64]] = []
     ranks, structures = [], []

@@ -5,13 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from scipy import stats
 
 import engine
 from engine.agreement import measure_agreement
 from engine.errors import ImageError, OptionError
-from tests.tiny_cnn import LABELS, photo_pixels
+from engine.export import export
+from tests.forms import open_sizes
+from tests.tiny_cnn import LABELS, photo_pixels, tiny_cnn
 
 
 @pytest.fixture
@@ -83,18 +86,23 @@ def test_what_cannot_be_compared(tiny_bundle: Path, tmp_path: Path) -> None:
             measure_agreement(explainer, explainer, [tmp_path / "broken.png"])
 
 
-def test_another_model(tiny_bundle: Path, tmp_path: Path) -> None:
-    import onnx
+@pytest.mark.parametrize("differs", ["model", "size", "activation"])
+def test_explainers_that_answer_differently(tmp_path: Path, differs: str) -> None:
+    def exported(name: str, changed: bool) -> Path:
+        model = tiny_cnn(seed=1 if changed and differs == "model" else 20102)
+        open_sizes(model)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        return export(
+            tmp_path / f"{name}.onnx",
+            tmp_path / f"{name}.ada",
+            size=(32, 24) if changed and differs == "size" else (24, 32),
+            activation="sigmoid" if changed and differs == "activation" else "softmax",
+        ).bundle.path
 
-    from engine.export import export
-    from tests.tiny_cnn import tiny_cnn
-
-    onnx.save(tiny_cnn(seed=1), tmp_path / "other.onnx")
-    bundle = export(tmp_path / "other.onnx", tmp_path / "other.ada", activation="softmax").bundle
-    text = f"{bundle.path}: was made from another model than {tiny_bundle}; expected two explainers of one model"
-    with (
-        engine.load(tiny_bundle) as explainer,
-        engine.load(bundle.path) as other,
-        pytest.raises(OptionError, match=f"^{re.escape(text)}$"),
-    ):
-        measure_agreement(explainer, other, [photo_pixels()])
+    with engine.load(exported("one", False)) as explainer, engine.load(exported("two", True)) as other:
+        text = (
+            f"{tmp_path / 'two.ada'}: was made from another model, image size or activation than "
+            f"{tmp_path / 'one.ada'}; expected two explainers of one model"
+        )
+        with pytest.raises(OptionError, match=f"^{re.escape(text)}$"):
+            measure_agreement(explainer, other, [photo_pixels()])
