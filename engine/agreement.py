@@ -57,7 +57,7 @@ def measure_agreement(
     photos: Sequence[Photo],
     *,
     classes: int = 1,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Agreement:
     """Compare Ada-SISE's heatmaps of two explainers of one model.
@@ -70,7 +70,7 @@ def measure_agreement(
         other: The same model in another precision or on another device.
         photos: Photos, or prepared inputs, as `Explainer.explain` takes them.
         classes: Explain the classes of the so many highest scores of each photo.
-        batch_size: Masked images that are scored at a time.
+        batch_size: Masked images that are scored at a time; None for what `load` found, or was given.
         progress: Told how many photos were done, and how many there are.
 
     Raises:
@@ -119,7 +119,7 @@ def measure_agreement(
 
 
 def _explain_alike(
-    reference: Explainer, other: Explainer, photo: Photo, classes: int, batch_size: int
+    reference: Explainer, other: Explainer, photo: Photo, classes: int, batch_size: int | None
 ) -> list[tuple[Map, Map, NDArray[np.float64]]]:
     """Return for each class the two heatmaps, and how far the scores of each mask are apart."""
     top = top_classes(reference, photo, classes)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ import engine
 from engine.agreement import measure_agreement
 from engine.errors import ImageError, OptionError
 from engine.export import export
+from engine.scoring import score_rows
 from tests.forms import open_sizes
 from tests.tiny_cnn import LABELS, photo_pixels, tiny_cnn
 
@@ -42,6 +44,25 @@ def test_figures_are_those_of_the_explanations(int8_bundle: Path, photos: list[P
     assert found.score_error_worst == pytest.approx(max(errors), rel=1e-9)
     assert 0 < found.ssim_worst <= found.ssim < 1
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_masks_are_scored_in_the_batches_of_the_explainers(
+    int8_bundle: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def noting(session: Any, rows: Any, classes: Any, activation: str, batch_size: int, *rest: Any) -> Any:
+        sizes.append(batch_size)
+        return score_rows(session, rows, classes, activation, batch_size, *rest)
+
+    monkeypatch.setattr("engine.probe.score_rows", noting)
+    with (
+        engine.load(int8_bundle, batch_size=3) as reference,
+        engine.load(int8_bundle, precision="int8", batch_size=5) as other,
+    ):
+        measure_agreement(reference, other, photos[:1])
+        measure_agreement(reference, other, photos[:1], batch_size=2)
+    assert sizes == [3, 5, 2, 2]
 
 
 def test_an_explainer_agrees_with_itself(tiny_bundle: Path) -> None:
