@@ -14,6 +14,7 @@ import engine
 from engine.agreement import measure_agreement
 from engine.errors import ImageError, OptionError
 from engine.export import export
+from engine.kernels.similarity import structural_similarity
 from engine.scoring import score_rows
 from tests.forms import open_sizes
 from tests.tiny_cnn import LABELS, photo_pixels, tiny_cnn
@@ -30,11 +31,12 @@ def test_figures_are_those_of_the_explanations(int8_bundle: Path, photos: list[P
         found = measure_agreement(
             reference, other, photos, classes=2, batch_size=3, progress=lambda *both: told.append(both)
         )
-        ranks, errors = [], []
+        ranks, structures, errors = [], [], []
         for photo in photos:
             best = np.argsort(-reference.classify(photo))[:2].tolist()
             for right, result in zip(reference.explain(photo, best), other.explain(photo, best), strict=True):
                 ranks.append(stats.spearmanr(right.heatmap.ravel(), result.heatmap.ravel()).statistic)
+                structures.append(structural_similarity(right.heatmap, result.heatmap))
                 for a, b in zip(right.layers, result.layers, strict=True):
                     errors += np.abs(a.scores - b.scores)[~np.isnan(a.scores)].tolist()
     assert (found.photos, found.heatmaps, found.masks) == (3, 6, len(errors))
@@ -42,7 +44,8 @@ def test_figures_are_those_of_the_explanations(int8_bundle: Path, photos: list[P
     assert found.spearman_worst == pytest.approx(min(ranks), abs=1e-4)
     assert found.score_error == pytest.approx(np.mean(errors), rel=1e-9)
     assert found.score_error_worst == pytest.approx(max(errors), rel=1e-9)
-    assert 0 < found.ssim_worst <= found.ssim < 1
+    assert found.ssim == pytest.approx(np.median(structures), abs=1e-6)
+    assert found.ssim_worst == pytest.approx(min(structures), abs=1e-6)
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
