@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,11 +20,11 @@ from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
 from engine.cli.tables import print_contents, print_explanation, print_origin
 from engine.errors import ImageError, OptionError, printable
-from engine.explainer import Explainer, load
+from engine.explainer import Explainer, load, top_classes
 from engine.explanation import Explanation, save_panel
 from engine.methods import METHODS
 from engine.options import Choices, Target, class_indices
-from engine.photos import find_photos
+from engine.photos import find_photos, naming
 from engine.spelling import parse_method
 
 _EXIT_CODES = (
@@ -176,12 +175,12 @@ def explain(
 
             choices["progress"] = show
             try:
-                results = explain_photo(explainer, photo, fixed, top, outputs, choices)
+                with naming(photo):
+                    results = explain_photo(explainer, photo, fixed, top, outputs, choices)
             except ImageError as err:
-                named = err if str(photo) in str(err) else ImageError(f"{photo}: {err}")
                 if len(chosen) == 1:
-                    raise named from err
-                print_error(str(named))
+                    raise
+                print_error(str(err))
                 unread += 1
                 continue
             outputs.make_folder()
@@ -226,13 +225,6 @@ def explain_photo(
     files = outputs.heatmaps(photo, indices, explainer.bundle.labels)
     targets: list[Target] = [*indices] if indices else [None]
     return list(zip(explainer.explain(photo, targets, **choices), files, strict=True))
-
-
-def top_classes(explainer: Explainer, photo: Path, count: int) -> list[int]:
-    """Return the classes of the highest scores, the highest first; of equal ones the lower index first."""
-    logits = explainer.classify(photo, "none")  # of scores, several may be 1, or 0
-    order = np.argsort(-logits, kind="stable")
-    return [int(index) for index in order[:count]]
 
 
 def parse_target(target: str, labels: Sequence[str]) -> Target:

@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.budget import Plan, plan_all, take_turns
 from engine.errors import ImageError, OptionError
-from engine.explainer import Explainer
+from engine.explainer import Explainer, top_classes
 from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.image import Photo
-from engine.kernels import fuse, is_flat, select_channels, visualization_map
+from engine.kernels import fuse
 from engine.kernels.similarity import spearman, structural_similarity
+from engine.methods.ada_sise import scores_of, views_of
+from engine.methods.base import Map
 from engine.options import expect_whole
-from engine.probe import Floats, Probe
-
-Map = NDArray[np.float64]
+from engine.photos import naming
+from engine.probe import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +26,9 @@ class Agreement:
 
     Attributes:
         photos: How many photos were explained.
-        heatmaps: How many heatmaps were compared: one for each photo and class.
-        masks: How many masks were scored by both.
-        score_error: Mean of the differences between the two scores of a mask.
+        heatmaps: How many heatmaps were compared: one for each photo and class that has a mask.
+        masks: How many scores were compared: one for each class and mask of it.
+        score_error: Mean of the absolute differences between the two scores of a mask.
         score_error_worst: The largest of them.
         spearman: Median over the heatmaps of Spearman's ρ between the two.
         spearman_worst: The smallest of them.
@@ -56,7 +57,7 @@ def measure_agreement(
     photos: Sequence[Photo],
     *,
     classes: int = 1,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Agreement:
     """Compare Ada-SISE's heatmaps of two explainers of one model.
@@ -69,45 +70,47 @@ def measure_agreement(
         other: The same model in another precision or on another device.
         photos: Photos, or prepared inputs, as `Explainer.explain` takes them.
         classes: Explain the classes of the so many highest scores of each photo.
-        batch_size: Masked images that are scored at a time.
+        batch_size: Masked images that are scored at a time; None for what `load` found, or was given.
         progress: Told how many photos were done, and how many there are.
 
     Raises:
-        ImageError: A photo cannot be read or does not fit, or a network computes NaN or infinity for it.
+        ImageError: A photo cannot be read or does not fit, a network computes NaN or infinity for it, or no photo
+            gives a mask.
         OptionError: There is no photo, `classes` or `batch_size` is not positive, or the two explain different models.
         BackendError: A runtime failed.
     """
     expect_whole("classes", classes)
     if not photos:
         raise OptionError("no photo was given to compare explanations on; expected one at least")
-    sources = [explainer.bundle.manifest["source"] for explainer in (reference, other)]
-    if sources[0] != sources[1]:
+    bundles = reference.bundle, other.bundle
+    first, second = ((own.manifest["source"], own.image_shape, own.activation) for own in bundles)
+    if first != second:
         raise OptionError(
-            f"{other.bundle.path}: was made from another model than {reference.bundle.path}; expected two "
-            "explainers of one model"
+            f"{other.bundle.path}: was made from another model, image size or activation than {reference.bundle.path}; "
+            "expected two explainers of one model"
         )
     errors: list[NDArray[np.float64]] = []
     ranks, structures = [], []
     for number, photo in enumerate(photos):
         progress(number, len(photos))
-        try:
+        with naming(photo):
             pairs = _explain_alike(reference, other, photo, classes, batch_size)
-        except ImageError as err:
-            if not isinstance(photo, str | PathLike) or str(photo) in str(err):
-                raise
-            raise ImageError(f"{photo}: {err}") from err
         for expected, found, error in pairs:
+            if not len(error):  # nothing to score, in any precision
+                continue
             errors.append(error)
             ranks.append(spearman(found, expected))
             structures.append(structural_similarity(found, expected))
     progress(len(photos), len(photos))
+    if not errors:
+        raise ImageError(f"none of {len(photos)} photos gives a mask to compare scores of; expected one at least")
     error = np.concatenate(errors)
     return Agreement(
         photos=len(photos),
         heatmaps=len(ranks),
         masks=len(error),
-        score_error=float(error.mean()) if len(error) else 0.0,
-        score_error_worst=float(error.max(initial=0.0)),
+        score_error=float(error.mean()),
+        score_error_worst=float(error.max()),
         spearman=float(np.median(ranks)),
         spearman_worst=min(ranks),
         ssim=float(np.median(structures)),
@@ -116,57 +119,31 @@ def measure_agreement(
 
 
 def _explain_alike(
-    reference: Explainer, other: Explainer, photo: Photo, classes: int, batch_size: int
+    reference: Explainer, other: Explainer, photo: Photo, classes: int, batch_size: int | None
 ) -> list[tuple[Map, Map, NDArray[np.float64]]]:
     """Return for each class the two heatmaps, and how far the scores of each mask are apart."""
-    logits = reference.classify(photo, "none")
-    top = [int(index) for index in np.argsort(-logits, kind="stable")[:classes]]
+    top = top_classes(reference, photo, classes)
     probe = reference.probe(photo, top, batch_size=batch_size)
     tapped = probe.tap()
-    chosen = selected_masks(tapped.maps, tapped.averages)
-    order = list(dict.fromkeys(mask for masks in chosen for mask in masks))
+    plans = plan_all(tapped.maps, tapped.averages)
+    order = take_turns([own.pairs(np.arange(len(own.masks))) for own in plans])
     rows = FeatureMasks(probe.image[0], None, tapped.maps, order)
-    expected = probe.score(rows)
+    expected = rows.by_layer(probe.score(rows))
     second = other.probe(photo, top, batch_size=batch_size)
     second.tap()  # knows the classes, so that no other graph is opened for them
-    found = second.score(rows)
-    layers = rows.by_layer(expected), rows.by_layer(found)
-    place = {mask: number for number, mask in enumerate(order)}
-    return [
-        (
-            _heatmap(probe, tapped.maps, layers[0], masks, k),
-            _heatmap(probe, tapped.maps, layers[1], masks, k),
-            np.abs(expected - found)[[place[mask] for mask in masks], k],
-        )
-        for k, masks in enumerate(chosen)
-    ]
-
-
-def selected_masks(maps: Sequence[Floats], averages: Sequence[Floats]) -> list[list[tuple[int, int]]]:
-    """Return for each class (layer, channel) of the masks that Ada-SISE selects; none of them is flat.
-
-    Args:
-        maps: F_l of each layer, float32 [C_l, h_l, w_l].
-        averages: α_l of each layer, float32 [K, C_l].
-    """
-    chosen: list[list[tuple[int, int]]] = [[] for _ in averages[0]]
-    for layer, (features, alphas) in enumerate(zip(maps, averages, strict=True)):
-        for k, alpha in enumerate(alphas):
-            channels = select_channels(alpha, "otsu").channels
-            chosen[k] += [(layer, int(channel)) for channel in channels[~is_flat(features[channels])]]
-    return chosen
+    found = rows.by_layer(second.score(rows))
+    pairs = []
+    for k, own in enumerate(plans):
+        right, scores = _heatmap(tapped.maps, expected, own, k, probe.size)
+        heatmap, others = _heatmap(tapped.maps, found, own, k, probe.size)
+        pairs.append((right, heatmap, np.abs(others - scores)))
+    return pairs
 
 
 def _heatmap(
-    probe: Probe, maps: Sequence[Floats], layers: Sequence[ScoredMasks], masks: Sequence[tuple[int, int]], k: int
-) -> Map:
-    """Combine and fuse the scores of class number k, with its own masks; zeros where nothing is left."""
-    views = []
-    for layer, scored in enumerate(layers):
-        own = scored.positions_of(np.array([channel for at, channel in masks if at == layer], np.int64))
-        features = maps[layer][scored.channels[own]]
-        views.append(
-            visualization_map(features, scored.scores[own, k], scored.minimum[own], scored.extent[own], probe.size)
-        )
-    heatmap, _ = fuse(views, "hard")
-    return np.zeros(probe.size) if heatmap is None else heatmap
+    maps: Sequence[Floats], masks: Sequence[ScoredMasks], own: Plan, k: int, size: tuple[int, int]
+) -> tuple[Map, NDArray[np.float64]]:
+    """Return the heatmap of class number k, zeros where nothing is left, and the scores of its own masks."""
+    scores = scores_of(own, np.arange(len(own.masks)), masks, k)
+    heatmap, _ = fuse(views_of(maps, masks, own, scores, scores, size), "hard")
+    return np.zeros(size) if heatmap is None else heatmap, scores

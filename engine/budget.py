@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels import Kriging, Selection, thumbnails
+from engine.kernels import Kriging, Selection, is_flat, select_channels, thumbnails
 
 _DESIGNED = 128  # beyond, an order that was thought about is no better than the strongest first
 
@@ -50,6 +50,13 @@ class Plan:
         return Kriging(np.concatenate(points)[np.argsort(np.concatenate(of_layers))])
 
 
+def plan_all(maps: Sequence[Floats], averages: Sequence[Floats], rule: str = "otsu", mu: float = 0.0) -> list[Plan]:
+    """Plan the masks of every class; `maps` and `averages` as in `Tapped`, the rule as for `select_channels`."""
+    chosen = [[select_channels(alphas[k], rule, mu) for alphas in averages] for k in range(len(averages[0]))]
+    flat = [_flat(*layer) for layer in zip(maps, zip(*chosen, strict=True), strict=True)]
+    return [plan(selections, flat) for selections in chosen]
+
+
 def plan(selections: Sequence[Selection], flat: Sequence[NDArray[np.bool_]]) -> Plan:
     """Plan the masks of one class.
 
@@ -61,6 +68,14 @@ def plan(selections: Sequence[Selection], flat: Sequence[NDArray[np.bool_]]) -> 
     turns = interleave([len(own) for own in channels])
     masks = [(layer, channels[layer][number]) for layer, number in turns]
     return Plan(tuple(selections), np.array(masks, np.int64).reshape(-1, 2))
+
+
+def _flat(maps: Floats, selections: Sequence[Selection]) -> NDArray[np.bool_]:
+    """Tell which of the feature maps that any class selected are constant; the others are not looked at."""
+    selected = np.unique(np.concatenate([selection.channels for selection in selections]))
+    flat = np.zeros(len(maps), np.bool_)
+    flat[selected] = is_flat(maps[selected])
+    return flat
 
 
 def interleave(counts: Sequence[int]) -> list[tuple[int, int]]:

@@ -435,3 +435,9 @@ class Explainer:
             finish_s = _FINISH_S * len(self.bundle.layers) * height * width
         probe = self.probe(image, target, **asked, finish_s=finish_s, shared=shared)
         return answer(probe, method, self._costs, visualization_maps=visualization_maps)
+
+
+def top_classes(explainer: Explainer, photo: Photo, count: int) -> list[int]:
+    """Return the classes of the highest scores, the highest first; of equal ones the lower index first."""
+    logits = explainer.classify(photo, "none")  # of scores, several may be 1, or 0
+    return [int(index) for index in np.argsort(-logits, kind="stable")[:count]]

@@ -1,12 +1,14 @@
-"""Finding the photos that a command line names: files, folders and patterns."""
+"""Photos by name: finding those that a command line names, and naming the one that an error is about."""
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from engine.decode import photos_among
 from engine.errors import ImageError
+from engine.image import Photo
 
 
 def find_photos(named: Sequence[str]) -> list[Path]:
@@ -40,3 +42,14 @@ def _photos_of(name: str) -> list[Path]:
     if not photos:
         raise ImageError(f"{name}: {kind} no photo; expected files such as .jpg or .png")
     return photos
+
+
+@contextmanager
+def naming(photo: Photo) -> Iterator[None]:
+    """Let an ImageError from within say which file it is about; a photo that is no file has no name."""
+    try:
+        yield
+    except ImageError as err:
+        if not isinstance(photo, str | os.PathLike) or str(photo) in str(err):
+            raise
+        raise ImageError(f"{photo}: {err}") from err

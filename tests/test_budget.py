@@ -5,9 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from engine.budget import interleave, plan, take_turns, telling_first
+from engine.budget import interleave, plan, plan_all, take_turns, telling_first
 from engine.kernels import Kriging, Selection
-from tests.reference import kriging
+from tests.reference import kriging, method
 
 
 @pytest.mark.parametrize("counts", [(9, 16, 29, 62, 123), (1, 1, 98), (5, 5), (0, 3, 0, 4), (2, 0), ()])
@@ -35,6 +35,19 @@ def test_flat_maps_make_no_mask() -> None:
     assert (own.of_layer(0).tolist(), own.of_layer(1).tolist()) == ([1, 4], [0, 2, 3, 5])
     assert own.pairs(np.array([5, 1])) == [(1, 2), (0, 1)]
     assert plan([chosen(0), chosen()], [np.array([True]), np.array([False])]).masks.shape == (0, 2)
+
+
+@pytest.mark.parametrize(("rule", "mu"), [("otsu", 0.0), ("otsu-count", 0.0), ("positive", 0.2)])
+def test_plans_hold_what_the_rule_selects_and_is_not_flat(random: np.random.Generator, rule: str, mu: float) -> None:
+    maps = [random.random((9, 3, 4)).astype(np.float32), random.random((6, 2, 2)).astype(np.float32)]
+    averages = [random.standard_normal((2, 9)).astype(np.float32), random.standard_normal((2, 6)).astype(np.float32)]
+    maps[0][4], averages[0][:, 4] = 0.7, (4.0, 5.0)  # the strongest of its layer, and flat
+    for k, own in enumerate(plan_all(maps, averages, rule, mu)):
+        chosen = [method.select(alphas[k], rule, mu) for alphas in averages]
+        assert [sorted(selection.channels) for selection in own.selections] == [sorted(channels) for channels in chosen]
+        live = [[n, c] for n, channels in enumerate(chosen) for c in channels if not method.is_flat(maps[n][c])]
+        assert sorted(own.masks.tolist()) == live
+        assert len(live) == sum(map(len, chosen)) - 1
 
 
 def test_the_points_of_kriging_are_the_masks_in_their_order(random: np.random.Generator) -> None:

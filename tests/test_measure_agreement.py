@@ -1,16 +1,23 @@
 """The agreement of two explainers, against figures taken from their explanations by other packages."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from scipy import stats
 
 import engine
-from engine.agreement import measure_agreement, selected_masks
+from engine.agreement import measure_agreement
 from engine.errors import ImageError, OptionError
-from tests.tiny_cnn import LABELS, photo_pixels
+from engine.export import export
+from engine.kernels.similarity import structural_similarity
+from engine.scoring import score_rows
+from tests.forms import open_sizes
+from tests.tiny_cnn import LABELS, photo_pixels, tiny_cnn
 
 
 @pytest.fixture
@@ -24,11 +31,12 @@ def test_figures_are_those_of_the_explanations(int8_bundle: Path, photos: list[P
         found = measure_agreement(
             reference, other, photos, classes=2, batch_size=3, progress=lambda *both: told.append(both)
         )
-        ranks, errors = [], []
+        ranks, structures, errors = [], [], []
         for photo in photos:
             best = np.argsort(-reference.classify(photo))[:2].tolist()
             for right, result in zip(reference.explain(photo, best), other.explain(photo, best), strict=True):
                 ranks.append(stats.spearmanr(right.heatmap.ravel(), result.heatmap.ravel()).statistic)
+                structures.append(structural_similarity(right.heatmap, result.heatmap))
                 for a, b in zip(right.layers, result.layers, strict=True):
                     errors += np.abs(a.scores - b.scores)[~np.isnan(a.scores)].tolist()
     assert (found.photos, found.heatmaps, found.masks) == (3, 6, len(errors))
@@ -36,8 +44,28 @@ def test_figures_are_those_of_the_explanations(int8_bundle: Path, photos: list[P
     assert found.spearman_worst == pytest.approx(min(ranks), abs=1e-4)
     assert found.score_error == pytest.approx(np.mean(errors), rel=1e-9)
     assert found.score_error_worst == pytest.approx(max(errors), rel=1e-9)
-    assert 0 < found.ssim_worst <= found.ssim < 1
+    assert found.ssim == pytest.approx(np.median(structures), abs=1e-6)
+    assert found.ssim_worst == pytest.approx(min(structures), abs=1e-6)
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_masks_are_scored_in_the_batches_of_the_explainers(
+    int8_bundle: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def noting(session: Any, rows: Any, classes: Any, activation: str, batch_size: int, *rest: Any) -> Any:
+        sizes.append(batch_size)
+        return score_rows(session, rows, classes, activation, batch_size, *rest)
+
+    monkeypatch.setattr("engine.probe.score_rows", noting)
+    with (
+        engine.load(int8_bundle, batch_size=3) as reference,
+        engine.load(int8_bundle, precision="int8", batch_size=5) as other,
+    ):
+        measure_agreement(reference, other, photos[:1])
+        measure_agreement(reference, other, photos[:1], batch_size=2)
+    assert sizes == [3, 5, 2, 2]
 
 
 def test_an_explainer_agrees_with_itself(tiny_bundle: Path) -> None:
@@ -58,25 +86,17 @@ def test_an_explainer_agrees_with_itself(tiny_bundle: Path) -> None:
     }
 
 
-def test_the_masks_are_those_that_ada_sise_selects(tiny_bundle: Path) -> None:
-    with engine.load(tiny_bundle) as explainer:
-        results = explainer.explain(photo_pixels(), [0, 3])
-        tapped = explainer.probe(photo_pixels(), [0, 3]).tap()
-    for masks, result in zip(selected_masks(tapped.maps, tapped.averages), results, strict=True):
-        expected = [
-            (number, int(channel))
-            for number, layer in enumerate(result.layers)
-            for channel, score in zip(layer.selected_channels, layer.scores, strict=True)
-            if not np.isnan(score)
-        ]
-        assert masks == expected
-
-
-def test_a_photo_without_masks(tiny_bundle: Path) -> None:
+def test_a_photo_without_masks_does_not_count(tiny_bundle: Path) -> None:
     """An image of zeros under masks is the image of zeros: all feature maps of the first layer are flat."""
+    black = np.zeros((1, 3, 24, 32), np.float32)
     with engine.load(tiny_bundle) as explainer:
-        found = measure_agreement(explainer, explainer, [np.zeros((1, 3, 24, 32), np.float32)])
-    assert (found.heatmaps, found.masks, found.score_error, found.spearman) == (1, 0, 0.0, 1.0)
+        alone = measure_agreement(explainer, explainer, [photo_pixels()])
+        found = measure_agreement(explainer, explainer, [black, photo_pixels()])
+        text = "none of 2 photos gives a mask to compare scores of; expected one at least"
+        with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
+            measure_agreement(explainer, explainer, [black, black])
+    assert found.masks > 0
+    assert found == replace(alone, photos=2)
 
 
 def test_what_cannot_be_compared(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -90,18 +110,23 @@ def test_what_cannot_be_compared(tiny_bundle: Path, tmp_path: Path) -> None:
             measure_agreement(explainer, explainer, [tmp_path / "broken.png"])
 
 
-def test_another_model(tiny_bundle: Path, tmp_path: Path) -> None:
-    import onnx
+@pytest.mark.parametrize("differs", ["model", "size", "activation"])
+def test_explainers_that_answer_differently(tmp_path: Path, differs: str) -> None:
+    def exported(name: str, changed: bool) -> Path:
+        model = tiny_cnn(seed=1 if changed and differs == "model" else 20102)
+        open_sizes(model)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        return export(
+            tmp_path / f"{name}.onnx",
+            tmp_path / f"{name}.ada",
+            size=(32, 24) if changed and differs == "size" else (24, 32),
+            activation="sigmoid" if changed and differs == "activation" else "softmax",
+        ).bundle.path
 
-    from engine.export import export
-    from tests.tiny_cnn import tiny_cnn
-
-    onnx.save(tiny_cnn(seed=1), tmp_path / "other.onnx")
-    bundle = export(tmp_path / "other.onnx", tmp_path / "other.ada", activation="softmax").bundle
-    text = f"{bundle.path}: was made from another model than {tiny_bundle}; expected two explainers of one model"
-    with (
-        engine.load(tiny_bundle) as explainer,
-        engine.load(bundle.path) as other,
-        pytest.raises(OptionError, match=f"^{re.escape(text)}$"),
-    ):
-        measure_agreement(explainer, other, [photo_pixels()])
+    with engine.load(exported("one", False)) as explainer, engine.load(exported("two", True)) as other:
+        text = (
+            f"{tmp_path / 'two.ada'}: was made from another model, image size or activation than "
+            f"{tmp_path / 'one.ada'}; expected two explainers of one model"
+        )
+        with pytest.raises(OptionError, match=f"^{re.escape(text)}$"):
+            measure_agreement(explainer, other, [photo_pixels()])

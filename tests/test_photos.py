@@ -1,4 +1,4 @@
-"""Files, folders and patterns on the command line."""
+"""Files, folders and patterns on the command line, and their names in errors."""
 
 import errno
 import os
@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.errors import ImageError
-from engine.photos import find_photos
+from engine.image import Photo
+from engine.photos import find_photos, naming
 
 
 @pytest.fixture
@@ -91,3 +93,21 @@ def test_photos_that_may_not_be_looked_at(folder: Path, monkeypatch: pytest.Monk
         text = f"{name}: cannot be read: Permission denied; expected a folder or a pattern of photos"
         with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
             find_photos([name])
+
+
+@pytest.mark.parametrize("photo", ["cat.jpg", Path("cat.jpg")])
+def test_an_error_says_which_file_it_is_about(photo: str | Path) -> None:
+    with pytest.raises(ImageError, match=r"^cat\.jpg: holds NaN$") as caught, naming(photo):
+        raise (within := ImageError("holds NaN"))
+    assert caught.value.__cause__ is within
+
+
+@pytest.mark.parametrize(
+    ("photo", "text"),
+    [("cat.jpg", "cat.jpg: holds NaN"), (np.zeros((1, 3, 2, 2), np.float32), "holds NaN"), (b"cat.jpg", "holds NaN")],
+)
+def test_an_error_that_has_the_name_and_one_of_no_file_stay(photo: Photo, text: str) -> None:
+    with pytest.raises(ImageError) as caught, naming(photo):
+        raise (within := ImageError(text))
+    assert caught.value is within
+    assert within.__cause__ is None

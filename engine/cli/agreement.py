@@ -8,10 +8,11 @@ import typer
 
 from engine.agreement import measure_agreement
 from engine.cli.choices import Device, Precision, Threads
-from engine.cli.console import RESULT, STATUS
+from engine.cli.console import RESULT, STATUS, loading
 from engine.cli.tables import print_agreement
 from engine.errors import OptionError
 from engine.explainer import load
+from engine.options import expect_whole
 from engine.photos import find_photos
 
 
@@ -30,12 +31,14 @@ def print_measured_agreement(
 
     Example: python -m engine agreement resnet50.ada photos/ --precision int8
     """
+    expect_whole("top", top)
     if (device, precision) == ("cpu", "float32"):
         raise OptionError("device cpu and precision float32 are what others are compared with; choose another of them")
     chosen = find_photos(photos)
-    with STATUS.status("load …") as status:
+    with loading():
         reference = load(bundle, threads=threads)
         other = load(bundle, device=device, precision=precision, threads=threads)
+    with STATUS.status("compare …") as status:
 
         def show(done: int, count: int) -> None:
             status.update(f"{done} of {count} photos …")

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.agreement import selected_masks
+from engine.budget import plan_all
 from engine.errors import ImageError, OptionError
-from engine.explainer import Explainer
+from engine.explainer import Explainer, top_classes
 from engine.feature_masks import FeatureMasks
+from engine.photos import naming
 
 LEAST_PHOTOS = 8
 """Fewer say little about the worst heatmap, and the rounding of weights would be fitted to them."""
@@ -59,14 +60,12 @@ def masked_photos(explainer: Explainer, photos: Sequence[Path], progress: Callab
     images = []
     for number, photo in enumerate(photos):
         progress(number)
-        try:
-            logits = explainer.classify(photo, "none")
-            probe = explainer.probe(photo, [int(index) for index in np.argsort(-logits, kind="stable")[:_CLASSES]])
-        except ImageError as err:
-            raise err if str(photo) in str(err) else ImageError(f"{photo}: {err}") from err
-        tapped = probe.tap()
-        masks = sorted({mask for masks in selected_masks(tapped.maps, tapped.averages) for mask in masks})
-        drawn = [masks[index] for index in random.permutation(len(masks))[:share]]
+        with naming(photo):
+            probe = explainer.probe(photo, top_classes(explainer, photo, _CLASSES))
+            tapped = probe.tap()
+        plans = plan_all(tapped.maps, tapped.averages)
+        masks = np.unique(np.concatenate([own.masks for own in plans]), axis=0)
+        drawn = [(int(layer), int(channel)) for layer, channel in masks[random.permutation(len(masks))[:share]]]
         rows = FeatureMasks(probe.image[0], None, tapped.maps, drawn)
         batch = np.empty((len(drawn), *rows.shape), np.float32)
         rows.writer()(range(len(drawn)), batch)

@@ -17,13 +17,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.budget import Plan, plan, take_turns, telling_first
+from engine.budget import Plan, plan_all, take_turns, telling_first
 from engine.bundle import Layer
 from engine.errors import OptionError
 from engine.explanation import LayerReport
 from engine.feature_masks import FeatureMasks, ScoredMasks
 from engine.image import Baseline
-from engine.kernels import FUSIONS, RULES, Kriging, Selection, fuse, is_flat, select_channels, visualization_map
+from engine.kernels import FUSIONS, RULES, Kriging, fuse, visualization_map
 from engine.kernels.similarity import spearman
 from engine.methods.base import Attribution, Map
 from engine.options import expect_known, expect_number
@@ -84,11 +84,7 @@ class AdaSise:
         tapped = probe.tap()
         count = len(probe.classes)
         with probe.clock("select"):
-            chosen = [
-                [select_channels(alpha[k], self.rule, self.mu) for alpha in tapped.averages] for k in range(count)
-            ]
-            flat = [_flat(*layer) for layer in zip(tapped.maps, zip(*chosen, strict=True), strict=True)]
-            plans = [plan(selections, flat) for selections in chosen]
+            plans = plan_all(tapped.maps, tapped.averages, self.rule, self.mu)
             orders, krigings = zip(*(self._order(probe, tapped.maps, own) for own in plans), strict=True)
         turns = take_turns([own.pairs(order) for own, order in zip(plans, orders, strict=True)])
         rows = FeatureMasks(probe.image[0], baseline, tapped.maps, turns)
@@ -119,7 +115,7 @@ class AdaSise:
     ) -> Attribution:
         """Make the heatmap of class number k from its own masks."""
         with probe.clock("estimate"):
-            scores = _scores(own, order, masks, k)
+            scores = scores_of(own, order, masks, k)
             known = order[~np.isnan(scores[order])]
             if len(known) == len(scores):
                 kriging, values = None, scores
@@ -127,7 +123,7 @@ class AdaSise:
                 kriging = own.kriging(maps, probe.size) if kriging is None else kriging
                 values = kriging.estimate(known, scores[known])
         with probe.clock("combine"):
-            views = _views(maps, masks, own, scores, values, probe.size)
+            views = views_of(maps, masks, own, scores, values, probe.size)
         with probe.clock("fuse"):
             heatmap, cuts = fuse(views, self.fusion)
         figures = {}
@@ -135,7 +131,7 @@ class AdaSise:
             with probe.clock("estimate"):
                 half = known[: len(known) // 2]
                 fewer = kriging.estimate(half, scores[half])
-                before, _ = fuse(_views(maps, masks, own, scores, fewer, probe.size), self.fusion)
+                before, _ = fuse(views_of(maps, masks, own, scores, fewer, probe.size), self.fusion)
                 before = np.zeros(probe.size) if before is None else before
                 figures[STABILITY] = spearman(before[::_STRIDE, ::_STRIDE], heatmap[::_STRIDE, ::_STRIDE])
         layers = tuple(
@@ -187,15 +183,7 @@ class Sise:
         return AdaSise(rule="positive", mu=self.mu, fusion=self.fusion, baseline=self.baseline)
 
 
-def _flat(maps: Floats, selections: Sequence[Selection]) -> NDArray[np.bool_]:
-    """Tell which of the feature maps that any class selected are constant; the others are not looked at."""
-    selected = np.unique(np.concatenate([selection.channels for selection in selections]))
-    flat = np.zeros(len(maps), np.bool_)
-    flat[selected] = is_flat(maps[selected])
-    return flat
-
-
-def _scores(own: Plan, order: NDArray[np.int64], masks: Sequence[ScoredMasks], k: int) -> NDArray[np.float64]:
+def scores_of(own: Plan, order: NDArray[np.int64], masks: Sequence[ScoredMasks], k: int) -> NDArray[np.float64]:
     """Return the scores of the masks of class number k, float64 [n], NaN where none was scored for it.
 
     What another class had scored does not count: each class gives the result that it gives alone.
@@ -208,7 +196,7 @@ def _scores(own: Plan, order: NDArray[np.int64], masks: Sequence[ScoredMasks], k
     return scores
 
 
-def _views(
+def views_of(
     maps: Sequence[Floats],
     masks: Sequence[ScoredMasks],
     own: Plan,

@@ -1,10 +1,13 @@
 import json
+import logging
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import engine
 from engine.__main__ import app
 from engine.bundle import load_bundle
 from engine.cli.console import run
@@ -39,6 +42,26 @@ def test_float32_is_not_compared_with_itself(
     assert call(monkeypatch, "agreement", int8_bundle, "x.png", "--precision", "float32") == 2
     text = "device cpu and precision float32 are what others are compared with; choose another of them"
     assert text in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_number_of_classes_that_makes_no_sense(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is told before anything is looked for, or loaded."""
+    assert call(monkeypatch, "agreement", "none.ada", "none.png", "--top", 0) == 2
+    assert capfd.readouterr().err == "error: top is 0; expected a whole number of at least 1\n"
+
+
+def test_warnings_of_the_tuning_are_shown(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def warning(*arguments: Any, **options: Any) -> engine.Explainer:
+        logging.getLogger("engine.tuning").warning("nothing is remembered")
+        return engine.load(*arguments, **options)
+
+    monkeypatch.setattr("engine.cli.agreement.load", warning)
+    assert call(monkeypatch, "agreement", int8_bundle, int8_bundle.parent / "photos" / "00.png", "--json") == 0
+    assert capfd.readouterr().err == 2 * "warning: nothing is remembered\n"
 
 
 def test_inspect_prints_the_agreement(

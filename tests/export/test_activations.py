@@ -8,7 +8,7 @@ import torch
 
 from engine.errors import ModelError
 from engine.export.activations import best_range, observe, sample_windows
-from engine.export.windows import Windows
+from engine.export.windows import Windows, windows_of
 from tests.export.networks import network, node, weight
 
 
@@ -63,6 +63,27 @@ def test_windows_are_in_the_order_of_the_weights(random: np.random.Generator) ->
             assert len(set(distance.argmin(axis=1))) > 20
 
 
+def test_only_windows_that_the_convolution_computes_are_drawn(random: np.random.Generator) -> None:
+    """Of 4 x 4 padded pixels the 3 x 3 at the top left: a step of 2 leaves no room for another."""
+    conv = node("Conv", "x w", "y", strides=[2, 2], pads=[1, 1, 1, 1])
+    (entry,) = imported(network([conv], {"w": weight(random, 4, 3, 3, 3)}, image=(3, 2, 2))).graph
+    x = random.standard_normal((2, 3, 2, 2)).astype(np.float32)
+    drawn = sample_windows(x, windows_of(entry, (3, 3)), 1, random)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 0), (1, 0))).reshape(2, 1, 27)
+    np.testing.assert_array_equal(drawn.reshape(2, 64, 27), np.broadcast_to(padded, (2, 64, 27)))
+
+
+def test_the_range_is_that_of_all_columns(random: np.random.Generator) -> None:
+    """Every seventh value of maps that are 7 wide lies in one column: here in one of zeros, which any range holds."""
+    model = imported(network([node("Relu", "x", "y")], image=(3, 7, 7)))
+    images = random.standard_normal((64, 3, 7, 7)).astype(np.float32)
+    images[..., 0], images[0, 0, 0, 1] = 0.0, 60.0  # the far value is not among those that are counted
+    ranges, _ = observe(model, [], ["x", "y"], images)
+    images[0, 0, 0, 1] = 0.0
+    grid = [(low, high) for low in np.linspace(-4, -2, 9) for high in np.linspace(2, 60, 59)]
+    assert squared_error(images, *ranges["x"]) < 4 * min(squared_error(images, *ends) for ends in grid)
+
+
 def test_moments_and_ranges_of_a_network(random: np.random.Generator) -> None:
     model = imported(
         network(
@@ -70,12 +91,12 @@ def test_moments_and_ranges_of_a_network(random: np.random.Generator) -> None:
         )
     )
     conv = next(entry for entry in model.graph if entry.op_type == "Conv")
-    images = random.standard_normal((5, 3, 8, 8)).astype(np.float32)
+    images = random.standard_normal((50, 3, 8, 8)).astype(np.float32)
     ranges, moments = observe(model, [conv], ["r", "x"], images)
     assert ranges["r"] == pytest.approx((0.0, images.max()), rel=0.3)
     assert ranges["x"][0] < 0 < ranges["x"][1]
     found = moments["y"]
-    assert found.count == 5 * 64
+    assert found.count == 50 * 64
     positive = np.maximum(images.astype(np.float64), 0)
     centre = found.mean.reshape(3, 3, 3)[:, 1, 1]  # the middle tap sees every pixel alike
     np.testing.assert_allclose(centre, positive.mean(axis=(0, 2, 3)), atol=0.1)

@@ -9,22 +9,24 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import engine
-from engine.agreement import measure_agreement
+from engine.agreement import Agreement, measure_agreement
 from engine.bundle import load_bundle
 from engine.errors import BundleError, ImageError, ModelError, OptionError
 from engine.export import export, int8
 from tests.calibrated import write_photos
 from tests.test_contract import edit
-from tests.tiny_cnn import photo_pixels, write_tiny_cnn
+from tests.tiny_cnn import photo_pixels, tiny_cnn, write_tiny_cnn
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_what_the_manifest_says(int8_bundle: Path) -> None:
     with engine.load(int8_bundle) as reference, engine.load(int8_bundle, precision="int8") as other:
         assert measure_agreement(reference, other, photos).report() == record["agreement"]
     assert record["agreement"]["photos"] == 8
-    assert 0.99 <= record["agreement"]["spearman_worst"] < 1
+    assert 0.95 <= record["agreement"]["spearman_worst"] < 1
 
 
 def test_large_integer_weights_lie_in_the_weight_file(int8_bundle: Path) -> None:
@@ -133,17 +135,21 @@ def test_the_quantizer_is_imported_for_int8_only(int8_bundle: Path) -> None:
     assert done.stdout == "[]\n"
 
 
-def test_below_the_bound_it_is_kept_and_refused(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, int8_bundle: Path
+@pytest.mark.parametrize(("figure", "value"), [("spearman", 0.9799), ("spearman_worst", 0.8999)])
+def test_below_a_bound_it_is_kept_and_refused(
+    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, int8_bundle: Path, figure: str, value: float
 ) -> None:
-    monkeypatch.setattr(int8, "SPEARMAN_WORST_BOUND", 0.9999)
+    def measured(*arguments: Any, **options: Any) -> Agreement:
+        return replace(measure_agreement(*arguments, **options), **{figure: value})
+
+    monkeypatch.setattr(int8, "measure_agreement", measured)
     report = tiny(int8=True, calibrate=[int8_bundle.parent / "photos"])
     record = report.bundle.manifest["int8"]
-    assert (record["usable"], record["bounds"]) == (False, {"spearman": 0.98, "spearman_worst": 0.9999})
+    assert (record["usable"], record["agreement"][figure]) == (False, value)
     found = record["agreement"]
     figures = (
         f"its heatmaps and those of float32 have a Spearman correlation of {found['spearman']:.4f} in the median and "
-        f"{found['spearman_worst']:.4f} at worst on 8 calibration photos; expected 0.98 and 0.9999 at least"
+        f"{found['spearman_worst']:.4f} at worst on 8 calibration photos; expected 0.98 and 0.9 at least"
     )
     assert report.notes == (
         f"forward.int8.onnx is not usable, and precision int8 is refused: {figures}; calibrate on more or other photos",
@@ -271,6 +277,30 @@ def test_a_model_with_nothing_to_quantize(tmp_path: Path, int8_bundle: Path) -> 
             int8=True,
             calibrate=[int8_bundle.parent / "photos"],
         )
+
+
+def test_one_logit_and_a_sigmoid(tmp_path: Path, int8_bundle: Path) -> None:
+    """The forward graph makes two logits of it at its end, outside of what is quantized."""
+    model = tiny_cnn()
+    (head,) = (entry for entry in model.graph.initializer if entry.name == "head")
+    head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head)[:1], "head"))
+    model.graph.node.append(helper.make_node("Sigmoid", ["logits"], ["score"]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N", 1]))
+    onnx.save(model, tmp_path / "one.onnx")
+    _, preprocess, _ = write_tiny_cnn(tmp_path)
+    photos = int8_bundle.parent / "photos"
+    bundle = export(
+        tmp_path / "one.onnx", tmp_path / "one.ada", preprocess=preprocess, int8=True, calibrate=[photos]
+    ).bundle
+    graph = onnx.load(bundle.path / "forward.int8.onnx").graph
+    made = {name: entry for entry in graph.node for name in entry.output}
+    last = made[graph.output[0].name]
+    assert (last.op_type, [made[name].op_type for name in last.input]) == ("Concat", ["Neg", "Gemm"])
+    with engine.load(bundle.path) as reference, engine.load(bundle.path, precision="int8") as other:
+        for photo in photos.iterdir():
+            for right, result in zip(reference.explain(photo, [0, 1]), other.explain(photo, [0, 1]), strict=True):
+                for a, b in zip(right.layers, result.layers, strict=True):
+                    np.testing.assert_allclose(b.scores, a.scores, atol=0.03)
 
 
 def test_without_int8_the_precision_is_refused(tiny_bundle: Path) -> None:

@@ -33,6 +33,19 @@ def run(model: ir.Model, images: np.ndarray, *, optimize: bool = True) -> np.nda
     return session.run(None, {"x": images})[0]
 
 
+def constants_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {entry.name: numpy_helper.to_array(entry).astype(np.float64) for entry in model.graph.initializer}
+
+
+def dequantized(model: onnx.ModelProto, name: str) -> np.ndarray:
+    """A parameter of a convolution, from its integers, steps and zero points, as ONNX defines DequantizeLinear."""
+    (made,) = (entry for entry in model.graph.node if name in entry.output)
+    integers, step, zero = (constants_of(model)[entry] for entry in made.input)
+    assert np.abs(integers).max() <= 127 or integers.ndim == 1  # a bias has 32 bits
+    shape = (-1,) + (1,) * (integers.ndim - 1)
+    return (integers - np.reshape(zero, shape)) * np.reshape(step, shape)
+
+
 def plain(random: np.random.Generator) -> onnx.ModelProto:
     """Conv, Relu, Conv, Relu, mean, Gemm: the second Conv is quantized."""
     return network(
@@ -61,29 +74,22 @@ def test_one_convolution_by_its_own_integers(random: np.random.Generator) -> Non
     result = quantize(imported(model), images)
     assert (result.convolutions, result.left_out) == (1, ("c1",))
     proto = ir.to_proto(result.model)
-    constants = {entry.name: numpy_helper.to_array(entry).astype(np.float64) for entry in proto.graph.initializer}
-    made = {name: entry for entry in proto.graph.node for name in entry.output}
+    constants = constants_of(proto)
     conv = next(entry for entry in proto.graph.node if entry.op_type == "Conv" and entry.output[0] != "c1")
-
-    def parameter(name: str) -> np.ndarray:
-        integers, step, zero = (constants[entry] for entry in made[name].input)
-        assert np.abs(integers).max() <= 127 or name == conv.input[2]
-        shape = (-1,) + (1,) * (integers.ndim - 1)
-        return (integers - np.reshape(zero, shape)) * np.reshape(step, shape)
 
     def through_8_bits(values: np.ndarray, quantize_linear: onnx.NodeProto) -> np.ndarray:
         step, zero = (constants[entry] for entry in quantize_linear.input[1:])
         return (np.clip(np.rint(values / step) + zero, 0, 255) - zero) * step
 
-    weights = {entry.name: numpy_helper.to_array(entry).astype(np.float64) for entry in model.graph.initializer}
+    weights = constants_of(model)
     x = torch.tensor(images.astype(np.float64))
     first = torch.relu(torch.nn.functional.conv2d(x, torch.tensor(weights["w1"]), padding=1)).numpy()
     (before,) = (entry for entry in proto.graph.node if entry.op_type == "QuantizeLinear" and entry.input[0] == "r1")
     (after,) = (entry for entry in proto.graph.node if entry.op_type == "QuantizeLinear" and entry is not before)
     second = torch.nn.functional.conv2d(
         torch.tensor(through_8_bits(first, before)),
-        torch.tensor(parameter(conv.input[1])),
-        torch.tensor(parameter(conv.input[2])),
+        torch.tensor(dequantized(proto, conv.input[1])),
+        torch.tensor(dequantized(proto, conv.input[2])),
         stride=2,
         padding=1,
     ).numpy()
@@ -146,14 +152,69 @@ def test_filters_that_take_differences_keep_their_sum(random: np.random.Generato
     model = imported(mobile(random, kernel))
     images = smooth(random) + 3.0
     result = quantize(model, images)
-    graph = ir.to_proto(result.model).graph
-    constants = {entry.name: numpy_helper.to_array(entry).astype(np.float64) for entry in graph.initializer}
+    constants = constants_of(ir.to_proto(result.model))
     name = next(entry for entry in constants if entry.startswith("c4/weight") and constants[entry].ndim == 4)
     steps = np.abs(kernel).max(axis=(1, 2, 3)) / 127
     rounded = constants[name][:, 0] * steps[:, None, None]
     nearest = np.rint(kernel[:, 0] / steps[:, None, None]) * steps[:, None, None]
     assert np.abs(nearest.sum(axis=(1, 2))).mean() > 0.4 * steps.mean()
     assert np.abs(rounded.sum(axis=(1, 2))).mean() < 0.2 * np.abs(nearest.sum(axis=(1, 2))).mean()
+
+
+def test_the_bias_makes_up_for_what_rounding_adds_to_the_mean(random: np.random.Generator) -> None:
+    """In float64, at every place of every image; the means that the bias rests on are those of some places."""
+    model, images = plain(random), smooth(random) + 3.0
+    proto = ir.to_proto(quantize(imported(model), images).model)
+    (conv,) = (entry for entry in proto.graph.node if entry.op_type == "Conv" and entry.output[0] != "c1")
+    constants = constants_of(model)
+    first = torch.relu(
+        torch.nn.functional.conv2d(torch.tensor(images).double(), torch.tensor(constants["w1"]), padding=1)
+    )
+
+    def mean(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        made = torch.nn.functional.conv2d(first, torch.tensor(weights), torch.tensor(bias), stride=2, padding=1)
+        return made.mean(dim=(0, 2, 3)).numpy()
+
+    expected = mean(constants["w2"], constants["b2"])
+    rounded, bias = dequantized(proto, conv.input[1]), dequantized(proto, conv.input[2])
+    added = np.abs(mean(rounded, constants["b2"]) - expected)
+    left = np.abs(mean(rounded, bias) - expected)
+    assert left.mean() < 0.1 * added.mean()
+
+
+def test_image_channels_that_change_places_stay_float32(random: np.random.Generator) -> None:
+    """Blue, green, red: what moves the channels of the image lies before every convolution."""
+    model = plain(random)
+    model.graph.node[0].input[0] = "bgr"
+    model.graph.node.insert(0, node("Split", "x", "red green blue", axis=1))
+    model.graph.node.insert(1, node("Concat", "blue green red", "bgr", axis=1))
+    images = smooth(random)
+    expected = run(imported(model), images)
+    result = quantize(imported(model), images)
+    quantized = {entry.input[0] for entry in ir.to_proto(result.model).graph.node if entry.op_type == "QuantizeLinear"}
+    assert quantized == {"r1", "r2"}
+    assert np.abs(run(result.model, images) - expected).max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        [node("Gemm", "f w3", "one", transB=1), node("Gemm", "f w3", "two", transB=1), node("Add", "one two", "y")],
+        [node("Gemm", "f w3", "one", transB=1), node("Neg", "one", "two"), node("Concat", "two one", "y", axis=1)],
+        [node("Add", "c2 r2", "y")],
+    ],
+)
+def test_what_makes_the_logits_stays_float32(random: np.random.Generator, ending: list[onnx.NodeProto]) -> None:
+    model = plain(random)
+    del model.graph.node[-1]
+    model.graph.node.extend(ending)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    images = smooth(random)
+    expected = run(imported(model), images)
+    result = quantize(imported(model), images)
+    (last,) = (entry for entry in ir.to_proto(result.model).graph.node if "y" in entry.output)
+    assert last.op_type == ending[-1].op_type
+    assert np.abs(run(result.model, images) - expected).mean() < 0.03 * np.abs(expected).mean()
 
 
 def test_a_clip_that_zero_does_not_pass_stays_float32(random: np.random.Generator) -> None:
