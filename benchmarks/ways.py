@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import engine
-from engine.budget import plan
+from engine.budget import plan_all
 from engine.feature_masks import FeatureMasks
-from engine.kernels import fuse, is_flat, select_channels, visualization_map
+from engine.kernels import fuse, visualization_map
 from engine.kernels.similarity import spearman
 from engine.methods import METHODS, AdaSise, Attribution
 from engine.metrics.base import Explained
@@ -80,8 +80,7 @@ class EqualScores:
 
 def _some_masks(probe: Probe, tapped: Tapped, k: int, count: int | None, *, scored: bool) -> Attribution:
     """Fuse the first masks of class number k, with their scores or with all scores the same."""
-    selections = [select_channels(alpha[k], "otsu") for alpha in tapped.averages]
-    masks = plan(selections, [is_flat(maps) for maps in tapped.maps]).masks
+    masks = plan_all(tapped.maps, tapped.averages)[k].masks
     rows = FeatureMasks(probe.image[0], None, tapped.maps, [(int(layer), int(c)) for layer, c in masks[:count]])
     if scored:
         scores = probe.score(rows)[:, [k]]

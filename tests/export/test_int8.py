@@ -67,7 +67,7 @@ def test_what_the_manifest_says(int8_bundle: Path) -> None:
     with engine.load(int8_bundle) as reference, engine.load(int8_bundle, precision="int8") as other:
         assert measure_agreement(reference, other, photos).report() == record["agreement"]
     assert record["agreement"]["photos"] == 8
-    assert 0.95 <= record["agreement"]["spearman_worst"] < 1
+    assert 0.99 <= record["agreement"]["spearman_worst"] < 1
 
 
 def test_large_integer_weights_lie_in_the_weight_file(int8_bundle: Path) -> None:
