@@ -185,7 +185,7 @@ def measure(bundle: Bundle, store: Store, finds: Mapping[str, Find], arguments: 
 
 
 def time_ways(bundle: Bundle, store: Store, finds: Mapping[str, Find]) -> Report:
-    """Time all ways in turn, on the pair whose exact explanation has as many masks as the median one.
+    """Time what was measured, in turn, on the pair whose exact explanation has as many masks as the median one.
 
     Returns:
         By way the median milliseconds, the least and the most, and how many rounds there were.
@@ -208,7 +208,9 @@ def time_ways(bundle: Bundle, store: Store, finds: Mapping[str, Find]) -> Report
                 finds[way](image, pair.target)
             return lambda: finds[way](image, pair.target).milliseconds
 
-        ways = {way: of_engine(way) for way in (*OURS, *OTHERS, *SAMPLED)} | {way: of_other(way) for way in finds}
+        measured = figures_of(store)["ways"]
+        ways = {way: of_engine(way) for way in (*OURS, *OTHERS, *SAMPLED) if way in measured}
+        ways |= {way: of_other(way) for way in finds if way in measured}
         times: Report = {}
         for slow, rounds in ((False, _ROUNDS), (True, _SLOW_ROUNDS)):
             taken = alternate({way: run for way, run in ways.items() if (way in SLOW) == slow}, rounds)
