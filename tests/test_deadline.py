@@ -192,10 +192,10 @@ def test_what_was_in_vain_is_no_part_of_what_grad_cam_does(
 
     def slowly(*planned: object) -> object:
         time.sleep(0.4)
-        return plan(*planned)
+        return plan_all(*planned)
 
-    plan = ada_sise.plan
-    monkeypatch.setattr(ada_sise, "plan", slowly)
+    plan_all = ada_sise.plan_all
+    monkeypatch.setattr(ada_sise, "plan_all", slowly)
     for _ in range(2):
         assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method == "grad-cam"
     assert explainer._costs.high("finish grad-cam") < 0.4
