@@ -14,7 +14,8 @@ from engine.kernels import fuse, visualization_map
 from engine.kernels.similarity import spearman
 from engine.methods import METHODS, AdaSise, Attribution
 from engine.metrics.base import Explained
-from engine.probe import Probe, Tapped
+from engine.network import Tapped
+from engine.probe import Probe
 from engine.spelling import parse_method
 
 Map = NDArray[np.float32]

@@ -24,7 +24,8 @@ from engine.errors import (
 )
 
 try:
-    from engine.explainer import Explainer, load
+    from engine.explainer import Explainer
+    from engine.loader import load
 except MissingRuntimeError as err:
     command = sys.orig_argv[sys.orig_argv.index("-m") + 1] if sys.argv[0] == "-m" and "-m" in sys.orig_argv else ""
     if command not in ("engine", "engine.export"):

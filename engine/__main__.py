@@ -20,8 +20,9 @@ from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
 from engine.cli.tables import print_contents, print_explanation, print_origin
 from engine.errors import ImageError, OptionError, printable
-from engine.explainer import Explainer, load, top_classes
+from engine.explainer import Explainer, top_classes
 from engine.explanation import Explanation, save_panel
+from engine.loader import load
 from engine.methods import METHODS
 from engine.options import Choices, Target, class_indices
 from engine.photos import find_photos, naming

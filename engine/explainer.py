@@ -1,8 +1,6 @@
 """Explaining the answers of one model: an image and its classes in, explanations out."""
 
-import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.answer import answer
-from engine.backends import Backend, create_backend
-from engine.bundle import Bundle, list_files, load_bundle
+from engine.backends import Backend
+from engine.bundle import Bundle, list_files
 from engine.costs import Costs
 from engine.deadline import FINISH
 from engine.errors import BackendError, EngineError, OptionError
@@ -22,87 +20,15 @@ from engine.image import Photo
 from engine.kernels import activate
 from engine.lanes import SharedLanes
 from engine.methods import Method, create_method
-from engine.network import Network, open_scorer
+from engine.network import Network
 from engine.options import Asked, Choices, MethodOptions, Options, Target, Targets, class_indices
 from engine.pace import Cancel, Progress
 from engine.probe import Probe
 from engine.stream import Stream
-from engine.tuning import Setup
-from engine.tuning import tune as tune_setup
 
 Many: TypeAlias = Explanation | list[Explanation] | EngineError
 
 _FINISH_S = 2e-8  # per layer and pixel
-_LOG = logging.getLogger(__name__)
-
-
-def load(
-    path: str | Path,
-    *,
-    device: str = "cpu",
-    precision: str = "float32",
-    threads: int | None = None,
-    lanes: int | None = None,
-    spinning: bool | None = None,
-    batch_size: int | None = None,
-    tune: bool = True,
-    providers: Sequence[str] | None = None,
-) -> "Explainer":
-    """Load a bundle, ready to explain.
-
-    What is None of `threads`, `lanes`, `spinning` and `batch_size` is measured, in about three seconds, when the
-    bundle is first loaded on this machine, and remembered in the user's cache folder. It changes no result.
-
-    Args:
-        path: The bundle `NAME.ada`.
-        device: `cpu` is ONNX Runtime; `openvino` is OpenVINO on the CPU, if it is installed.
-        precision: In what masks are scored: `float32`, or `int8` if the bundle was exported with it. Gradients, the
-            selection of masks, the reported class score and all measures are float32 in any case. `openvino` has
-            `bfloat16` too, on a CPU that computes in it.
-        threads: Threads that work on one explanation; by default one per CPU that this process may use, and no more are
-            measured.
-        lanes: Runs of the scorer at a time, which share the threads out; by default one per thread.
-        spinning: Whether a thread that waits for the others of its run keeps its CPU busy; by default not.
-        batch_size: Changed images that are scored at a time, by all lanes together; by default 8.
-        tune: Whether to measure; else the defaults stay.
-        providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
-
-    Raises:
-        BundleError: The bundle is missing, damaged, foreign or of another schema, or has no graph of the precision.
-        BackendError: The runtime refused a graph.
-        MissingRuntimeError: The device's runtime is not installed.
-        OptionError: The device, the precision or a provider is unknown, a number is not positive, or the device lacks
-            an option.
-    """
-    began = time.perf_counter()
-
-    def create(setup: Setup) -> Backend:
-        return create_backend(
-            device, threads=setup.threads, lanes=setup.lanes, spinning=setup.spinning, providers=providers
-        )
-
-    backend = create_backend(device, threads=threads, lanes=lanes, spinning=spinning, providers=providers)
-    setup = Setup.of(backend.threads, batch_size)
-    bundle = load_bundle(Path(path))
-    if tune:
-        given = {"threads": threads, "lanes": lanes, "spinning": spinning, "batch_size": batch_size}
-        setup = tune_setup(
-            lambda setup: open_scorer(bundle, create(setup), precision),
-            bundle.image_shape,
-            setup,
-            fixed=[name for name, value in given.items() if value is not None],
-            can_spin=backend.can_spin,
-            identity={
-                "bundle": bundle.manifest["sha256"],
-                "device": device,
-                "runtime": backend.runtime,
-                "precision": precision,
-                "providers": None if providers is None else list(providers),
-            },
-        )
-    explainer = Explainer(bundle, create(setup), precision, setup.batch_size)
-    _LOG.info("loaded %s in %.0f ms (%s)", path, (time.perf_counter() - began) * 1e3, setup)
-    return explainer
 
 
 class Explainer:

@@ -1,7 +1,11 @@
 """The graphs of a bundle, opened in a runtime."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.backends import Backend, Session
 from engine.bundle import Bundle, expect_unchanged
@@ -16,6 +20,8 @@ from engine.contract import (
 )
 from engine.errors import BundleError, OptionError
 
+Floats = NDArray[np.float32]
+
 FORWARD = "forward"
 _CHECKS = {
     "last_layer": expect_last_layer,
@@ -23,6 +29,19 @@ _CHECKS = {
     "gradient": expect_gradient,
     "full_gradient": expect_full_gradient,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tapped:
+    """What the tapped pass gave for one image.
+
+    Attributes:
+        maps: F_l of each layer, float32 [C_l, h_l, w_l].
+        averages: α_l of each layer for the K classes, float32 [K, C_l]: the sum of ∂logit/∂F_l over h and w.
+    """
+
+    maps: tuple[Floats, ...]
+    averages: tuple[Floats, ...]
 
 
 def open_scorer(bundle: Bundle, backend: Backend, precision: str) -> Session:

@@ -1,9 +1,7 @@
 """One image before the network: what methods and measures ask it."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from queue import Empty
 
 import numpy as np
@@ -11,13 +9,14 @@ from numpy.typing import NDArray
 
 from engine.backends import Session
 from engine.bundle import Bundle
+from engine.clock import Clock
 from engine.costs import Costs
 from engine.deadline import Deadline
 from engine.errors import BundleError, OptionError
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import activate
 from engine.lanes import SharedLanes, run_watched
-from engine.network import FORWARD, Network
+from engine.network import FORWARD, Network, Tapped
 from engine.options import TOP_CLASS, Options
 from engine.pace import Pace, expect_wanted
 from engine.scoring import Rows, finite, run_rows, score_rows
@@ -28,19 +27,6 @@ LAST_LAYER = "last_layer"
 _COUNTLESS = 1e9
 _CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
 _GRADIENT_COST = 4  # an upper estimate, in forward passes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Tapped:
-    """What the tapped pass gave for one image.
-
-    Attributes:
-        maps: F_l of each layer, float32 [C_l, h_l, w_l].
-        averages: α_l of each layer for the K classes, float32 [K, C_l]: the sum of ∂logit/∂F_l over h and w.
-    """
-
-    maps: tuple[Floats, ...]
-    averages: tuple[Floats, ...]
 
 
 class Probe:
@@ -404,29 +390,3 @@ class Probe:
     def _expect_rows(self, done: int, least: int) -> None:
         if done < least:
             raise self.deadline.error(f"there was time for {done} of at least {least} masks")
-
-
-class Clock:
-    """Adds up the time spent in each phase, in milliseconds; began now, by `time.perf_counter`."""
-
-    def __init__(self) -> None:
-        self.timings_ms: dict[str, float] = {}
-        self._within: list[float] = []
-        self.began = time.perf_counter()
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Add the time within a `with` block to a phase, but for that of blocks within it, which is theirs."""
-        began = time.perf_counter()
-        self._within.append(0.0)
-        try:
-            yield
-        finally:
-            took, within = time.perf_counter() - began, self._within.pop()
-            self.timings_ms[phase] = self.timings_ms.get(phase, 0.0) + (took - within) * 1e3
-            if self._within:
-                self._within[-1] += took
-
-    def stop(self) -> None:
-        """Note the time since the clock was made as `total`."""
-        self.timings_ms["total"] = (time.perf_counter() - self.began) * 1e3

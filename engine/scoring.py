@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from engine.backends import Session
 from engine.errors import ImageError
+from engine.job import Arrays, Floats, Job, Rows, Write
 from engine.kernels import activate
-from engine.lanes import Arrays, Floats, Job, Lanes, Rows, SharedLanes, Write
+from engine.lanes import Lanes, SharedLanes
 from engine.pace import Pace
 
 __all__ = ["Rows", "Write", "finite", "run_rows", "score_rows"]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from engine.backends import Brake
 from engine.costs import Costs
 from engine.errors import BackendError, CancelledError, ImageError
-from engine.lanes import Arrays, Floats, Job, Lanes, SharedLanes, Write, run_watched
+from engine.job import Arrays, Floats, Job, Write
+from engine.lanes import Lanes, SharedLanes, run_watched
 from engine.pace import Cancel, Pace
 
 

@@ -11,7 +11,7 @@ from engine.cli.choices import Device, Precision, Threads
 from engine.cli.console import RESULT, STATUS, loading
 from engine.cli.tables import print_agreement
 from engine.errors import OptionError
-from engine.explainer import load
+from engine.loader import load
 from engine.options import expect_whole
 from engine.photos import find_photos
 

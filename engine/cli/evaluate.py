@@ -12,7 +12,7 @@ from engine.cli.summary import print_summary
 from engine.errors import EngineError, OptionError, printable
 from engine.evaluation import EVALUATED, Choice, Store, evaluate, read_dataset, summarise, write_report
 from engine.evaluation.summary import expect_reference
-from engine.explainer import load
+from engine.loader import load
 from engine.metrics import METRICS
 from engine.spelling import parse_method, spell
 
