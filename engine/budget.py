@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine.kernels import Kriging, Selection, is_flat, select_channels, thumbnails
 
-_DESIGNED = 128  # beyond, an order that was thought about is no better than the strongest first
+DESIGNED = 128  # beyond, an order that was thought about is no better than the strongest first
 
 Floats = NDArray[np.float32]
 Item = TypeVar("Item", bound=Hashable)
@@ -104,7 +104,7 @@ def telling_first(kriging: Kriging, masks: int, count: int, likely: int) -> NDAr
     Returns:
         int64 [count], numbers of masks.
     """
-    first = kriging.order(min(count, likely, _DESIGNED))
+    first = kriging.order(min(count, likely, DESIGNED))
     rest = np.setdiff1d(np.arange(masks), first)
     return np.concatenate([first, rest[: count - len(first)]])
 

@@ -21,7 +21,7 @@ WEIGHTS = "weights.bin"
 INT8 = "forward.int8.onnx"
 OLD = ".old-"
 """Between the name of a bundle and a number: where the old one lies while two renames replace it."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _UNSEALED = "0" * 64
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 _LONGEST_QUOTE = 200
@@ -122,6 +122,11 @@ class Bundle:
     def last_layer(self) -> Path:
         """As `tapped`, with the last layer's feature maps and average gradients alone."""
         return self.path / "last_layer.onnx"
+
+    @property
+    def explain(self) -> Path:
+        """The whole method in one graph, for hosts without Python; the engine does not run it."""
+        return self.path / "explain.onnx"
 
     @property
     def gradient(self) -> Path | None:

@@ -176,6 +176,19 @@ class Case:
             scores=max(score_errors), visualization_maps=max(map_errors), heatmap_mean=mean, heatmap_largest=largest
         )
 
+    def check_one_graph(self, result: engine.Explanation, max_masks: int = 0) -> None:
+        """(e) Compare `explain.onnx` with a result of the engine that has its visualization maps: the same counts."""
+        graph = self.backend.open(self.model.explainer.bundle.explain)
+        budget = np.array([max_masks], np.int64)
+        heatmap, target, score, logits, selected, scored = graph.run([self.x, np.array([result.target]), budget])
+        assert target.tolist() == [result.target]
+        np.testing.assert_allclose(score, [result.class_score], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(logits[0], self.logits, rtol=0, atol=1e-5 * np.abs(self.logits).max())
+        assert selected.tolist() == [layer.selected for layer in result.layers]
+        assert scored.tolist() == [layer.scored for layer in result.layers]
+        cuts = [layer.fusion_threshold for layer in result.layers]
+        agreement.assert_heatmap(heatmap, result.heatmap, list(result.visualization_maps), cuts)
+
 
 def float64_gradients(
     bundle: engine.bundle.Bundle, x: NDArray[np.float32], target: int, evaluate: Evaluate

@@ -83,6 +83,13 @@ def test_several_classes_equal_reference_and_the_single_results(case: Case) -> N
         agreement.assert_visualization_map(view, single_view)
 
 
+@pytest.mark.parametrize("max_masks", [0, 40])
+def test_one_graph_gives_the_same(case: Case, max_masks: int) -> None:
+    result = case.model.explainer.explain(case.photo, max_masks=max_masks or None, visualization_maps=True)
+    assert result.complete == (max_masks == 0)
+    case.check_one_graph(result, max_masks)
+
+
 def test_same_input_gives_the_same_bytes(case: Case) -> None:
     first, second = (case.model.explainer.explain(case.photo) for _ in range(2))
     assert first.heatmap.tobytes() == second.heatmap.tobytes()

@@ -69,13 +69,14 @@ def test_average_gradients_equal_float64_autograd(case: Case) -> None:
     case.check_average_gradients(ALPHA)
 
 
-def test_the_heatmap_equals_the_references(case: Case) -> None:
+def test_the_heatmap_equals_the_references_and_that_of_one_graph(case: Case) -> None:
     alpha = [layer[0] for layer in case.alpha]
     result = case.model.explainer.explain(case.x, case.target, visualization_maps=True)
     scores = np.concatenate([layer.scores for layer in result.layers])
     agreement.assert_proves_something(case.logits, alpha, scores)
     assert result.target == case.target
     case.check(result, alpha, "otsu", "hard")
+    case.check_one_graph(result)
 
 
 def test_companions_in_float64_equal_autograd(case: Case) -> None:

@@ -117,7 +117,7 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]] = {
     ),
     "an op that is none": (
         lambda: edited(lambda model: model.graph.node[1].MergeFrom(onnx.NodeProto(op_type="Rleu", name="second"))),
-        "is not a valid ONNX model: No Op registered for Rleu with domain_version of 17: Bad node spec for node. Name: "
+        "is not a valid ONNX model: No Op registered for Rleu with domain_version of 18: Bad node spec for node. Name: "
         f"second OpType: Rleu; {CHECKED}",
     ),
     "an op of a foreign domain": (
@@ -334,7 +334,7 @@ def link_outside(bundle: Path) -> None:
 
 def make_newer(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    (bundle / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 4, "more": []}))
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 5, "more": []}))
 
 
 def make_huge(bundle: Path) -> None:
@@ -353,7 +353,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "none": (shutil.rmtree, ": does not exist; expected a bundle made by python -m engine.export"),
     "truncated": (
         truncate,
-        f"/weights.bin: holds 10008 bytes; expected 11008: it is truncated or changed, {COPY}",
+        f"/weights.bin: holds 17176 bytes; expected 18176: it is truncated or changed, {COPY}",
     ),
     "flipped": (
         flip,
@@ -378,7 +378,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "of a newer schema": (
         make_newer,
-        "/manifest.json: has schema version 4; this engine reads version 3: export the model again, or install the "
+        "/manifest.json: has schema version 5; this engine reads version 4: export the model again, or install the "
         "engine that wrote it",
     ),
     "no manifest": (lambda bundle: (bundle / "manifest.json").unlink(), f"/manifest.json: is missing; {MANIFEST}"),

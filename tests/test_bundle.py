@@ -19,8 +19,8 @@ from tests.tiny_cnn import HEIGHT, LABELS, WIDTH
 
 FILES = (
     *("block1.grad.onnx", "block1.onnx", "block2.grad.onnx", "block2.onnx", "block3.grad.onnx", "block3.onnx"),
-    *("forward.onnx", "full_gradient.onnx", "gradient.onnx", "head.grad.onnx", "head.onnx", "last_layer.onnx"),
-    *("tapped.onnx", "weights.bin"),
+    *("explain.onnx", "forward.onnx", "full_gradient.onnx", "gradient.onnx", "head.grad.onnx", "head.onnx"),
+    *("last_layer.onnx", "tapped.onnx", "weights.bin"),
 )
 REMEDY = "export or copy the bundle again"
 MANIFEST_EXPECTED = "expected the manifest of a bundle made by python -m engine.export: copy it again"
@@ -74,7 +74,7 @@ def test_values(tiny_bundle: Path) -> None:
     for name in ("block1", "block2", "block3", "head"):
         assert bundle.companion(name) == tiny_bundle / f"{name}.grad.onnx"
     assert (bundle.biases, bundle.no_gradient) == ((), None)
-    assert bundle.manifest["schema_version"] == SCHEMA_VERSION == 3
+    assert bundle.manifest["schema_version"] == SCHEMA_VERSION == 4
     assert bundle.manifest == json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
 
 
@@ -117,7 +117,7 @@ def test_a_block_that_the_bundle_does_not_have(tiny_bundle: Path) -> None:
 
 
 def test_the_manifest_lists_every_other_file(tiny_bundle: Path) -> None:
-    assert tuple(sorted(file.name for file in tiny_bundle.iterdir())) == (*FILES[:12], "manifest.json", *FILES[12:])
+    assert tuple(sorted(file.name for file in tiny_bundle.iterdir())) == (*FILES[:13], "manifest.json", *FILES[13:])
     listed = load_bundle(tiny_bundle).manifest["files"]
     assert isinstance(listed, dict)
     assert tuple(listed) == FILES
@@ -317,7 +317,7 @@ def test_a_manifest_nested_too_deep(bundle: Path) -> None:
     ("content", "version"),
     [
         ({"schema_version": 1}, "1"),
-        ({"schema_version": 4}, "4"),
+        ({"schema_version": 5}, "5"),
         ({"schema_version": True}, "True"),
         ({"schema_version": "1"}, "'1'"),
         ({"schema_version": 0}, "0"),
@@ -328,7 +328,7 @@ def test_another_schema_version(bundle: Path, content: dict[str, object], versio
     (bundle / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     refuses(
         bundle,
-        f"{bundle / 'manifest.json'}: has schema version {version}; this engine reads version 3: export the model "
+        f"{bundle / 'manifest.json'}: has schema version {version}; this engine reads version 4: export the model "
         "again, or install the engine that wrote it",
     )
 
@@ -336,13 +336,13 @@ def test_another_schema_version(bundle: Path, content: dict[str, object], versio
 @pytest.mark.parametrize("content", ["[]", "null", "1", '"manifest"'])
 def test_a_manifest_that_is_no_object_has_no_version(bundle: Path, content: str) -> None:
     (bundle / "manifest.json").write_text(content, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"manifest\.json: has schema version None; this engine reads version 3"):
+    with pytest.raises(BundleError, match=r"manifest\.json: has schema version None; this engine reads version 4"):
         load_bundle(bundle)
 
 
 def test_a_newer_version_is_named_before_its_schema_is_judged(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest.update(schema_version=4, activation="new"))
-    with pytest.raises(BundleError, match="has schema version 4"):
+    edit(bundle, lambda manifest: manifest.update(schema_version=5, activation="new"))
+    with pytest.raises(BundleError, match="has schema version 5"):
         load_bundle(bundle)
 
 
@@ -534,7 +534,7 @@ def test_a_manifest_with_millions_of_errors_is_refused_for_the_first_of_them(bun
     start = f"$.activation does not fit the schema: '{199 * 'x'}…; export the model again"
     assert message == start
     message = quickly_refused(bundle, json.dumps({"schema_version": "x" * 5_000_000}))
-    assert message.startswith(f"has schema version '{199 * 'x'}…; this engine reads version 3: ")
+    assert message.startswith(f"has schema version '{199 * 'x'}…; this engine reads version 4: ")
 
 
 def test_a_file_struck_from_the_manifest_is_foreign(bundle: Path) -> None:
@@ -544,8 +544,8 @@ def test_a_file_struck_from_the_manifest_is_foreign(bundle: Path) -> None:
 
 
 def test_a_file_listed_but_never_written_is_missing(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest["files"].update({"explain.onnx": {"sha256": SHA, "size_bytes": 0}}))
-    with pytest.raises(BundleError, match=r"explain\.onnx: is missing; expected the file that manifest\.json lists"):
+    edit(bundle, lambda manifest: manifest["files"].update({"extra.onnx": {"sha256": SHA, "size_bytes": 0}}))
+    with pytest.raises(BundleError, match=r"extra\.onnx: is missing; expected the file that manifest\.json lists"):
         load_bundle(bundle)
 
 

@@ -23,7 +23,7 @@ PHOTO = "other/goldfish.jpg"
 NOTES = {
     "open H and W": (),
     "batch fixed at 1": ("the file's batch is fixed at 1; the bundle takes any",),
-    "opset 11, IR 3": ("the file's opset 11 was converted to 17",),
+    "opset 11, IR 3": ("the file's opset 11 was converted to 18",),
     "channels last": ("the file takes its images channels last; the bundle takes them channels first",),
     "float16": ("the file computes in float16; the bundle computes in float32",),
 }

@@ -71,6 +71,8 @@ def explain(case: Case, target: int, rule: method.Rule = "otsu") -> engine.Expla
     _, _, alpha = case.tap([target])
     if any(layer.selected for layer in result.layers):
         case.check(result, [layer[0] for layer in alpha], rule, "hard")
+    if rule == "otsu":
+        case.check_one_graph(result)
     return result
 
 

@@ -418,7 +418,7 @@ def test_inspect_says_what_is_in_a_bundle(tiny_bundle: Path) -> None:
         f"forward against the source: {figures['forward_error']:.1e} of the largest logit",
         f"source SHA-256 {manifest['source']['sha256']}, output 'logits'",
         f"made by engine {engine.__version__}, numpy {np.__version__}, onnx ",
-        "graphs opset 17, ONNX IR version 10",
+        "graphs opset 18, ONNX IR version 10",
         "image 'image', float32 [N, 3, 24, 32]",
         "preprocessing size [24, 32], resize 36, interp bilinear, scale 255.0, bgr False, mean [0.485, 0.456, 0.406], ",
         "classes 5, softmax",

@@ -52,7 +52,7 @@ def tiny_cnn(channels: int = 3, seed: int = 20102) -> onnx.ModelProto:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(LABELS)])],
         weights,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
 def write_tiny_cnn(folder: Path) -> tuple[Path, Path, Path]:

@@ -52,8 +52,8 @@ def print_origin(bundle: Bundle, console: Console) -> None:
     console.print(table)
 
 
-def print_contents(bundle: Bundle, console: Console) -> None:
-    """Print a bundle's blocks, its files and the figures of its verification.
+def print_contents(bundle: Bundle, console: Console, *, files: bool = True) -> None:
+    """Print a bundle's blocks, its files if it has some, and the figures of its verification.
 
     Raises:
         BundleError: The bundle is there no more.
@@ -71,14 +71,8 @@ def print_contents(bundle: Bundle, console: Console) -> None:
         table.add_row(*map(_plain, (name, tensor, shape, counts, _figure(errors.get(name)))))
     console.print(table)
 
-    sizes = _table(("file",), ("KiB",))
-    size_bytes = _file_sizes(bundle)
-    for file, size in size_bytes.items():
-        sizes.add_row(_plain(file), f"{size / 1024:,.0f}")
-    sizes.add_section()
-    sizes.add_row("total", f"{sum(size_bytes.values()) / 1024:,.0f}")
-    console.print(sizes)
-
+    if files:
+        _print_sizes(_file_sizes(bundle), console)
     of_logits = " of the largest logit"
     for text, figure, unit in (
         ("forward against the source", figures["forward_error"], of_logits),
@@ -88,12 +82,22 @@ def print_contents(bundle: Bundle, console: Console) -> None:
         ("image gradients, gradient against the companions", figures["image_gradient_error"], ""),
         ("image gradients, full_gradient against gradient", figures["full_gradient_error"], ""),
         ("what image and biases miss of the logit", figures["completeness_gap"], of_logits),
+        ("heatmap of explain.onnx against the engine's", figures["explain_error"], ""),
     ):
         console.print(f"{text}: {_figure(figure)}{'' if figure is None else unit}")
     int8 = manifest["int8"]
     if int8 is not None:
         title = f"int8 against float32, calibrated on {int8['photos']} photos"
         print_agreement(int8["agreement"], title if int8["usable"] else f"{title}: NOT USABLE", console)
+
+
+def _print_sizes(size_bytes: Mapping[str, int], console: Console) -> None:
+    table = _table(("file",), ("KiB",))
+    for file, size in size_bytes.items():
+        table.add_row(_plain(file), f"{size / 1024:,.0f}")
+    table.add_section()
+    table.add_row("total", f"{sum(size_bytes.values()) / 1024:,.0f}")
+    console.print(table)
 
 
 def print_agreement(figures: Mapping[str, int | float], title: str, console: Console) -> None:

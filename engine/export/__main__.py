@@ -38,7 +38,9 @@ def main(
             help="ONNX classifier; or package.module:function, which returns a torch module.", metavar="MODEL"
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.", metavar="NAME.ada")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The bundle to write.", metavar="NAME.ada")
+    ] = None,
     preprocess: Annotated[
         Path | None,
         typer.Option(
@@ -78,12 +80,26 @@ def main(
         list[Path] | None,
         typer.Option(help="Photo or folder to calibrate int8 on, repeat for several.", metavar="PHOTOS"),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
+    single_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--single-file",
+            help="Write the whole method as one graph, with its weights, for hosts without Python.",
+            metavar="OUT.onnx",
+        ),
+    ] = None,
+    embed_preprocess: Annotated[
+        bool, typer.Option("--embed-preprocess", help="Let that graph take photos, uint8 [h, w, 3] of any size.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle, or a file, that exists.")] = False,
 ) -> None:
     """Compile a CNN classifier into a bundle from which engine.load explains its answers.
 
     Example: python -m engine.export resnet50.onnx -o resnet50.ada --preprocess preprocess.json --labels labels.txt
     --activation softmax
+
+    One ONNX file that explains itself: python -m engine.export resnet50.onnx --single-file explain.onnx --activation
+    softmax
 
     A torch module: python -m engine.export torchvision.models:resnet50 --weights resnet50.pt --size 224x224
     -o resnet50.ada --activation softmax
@@ -103,6 +119,8 @@ def main(
             photo=photo,
             int8=int8,
             calibrate=calibrate or (),
+            single_file=single_file,
+            embed_preprocess=embed_preprocess,
             force=force,
             step=lambda name: status.update(f"{name} …"),
         )
@@ -111,7 +129,10 @@ def main(
 
 def print_report(report: ExportReport, console: Console, seconds: float) -> None:
     """Print what an export made."""
-    print_contents(report.bundle, console)
+    print_contents(report.bundle, console, files=report.bundle.path.is_dir())
+    if report.single_file is not None:
+        size = report.single_file.stat().st_size / 1024
+        console.print(f"{printable(str(report.single_file))}: {size:,.0f} KiB", soft_wrap=True, markup=False)
     console.print(f"exported and verified in {seconds:.1f} s")
     for note in report.notes:
         console.print(f"note: {printable(note)}", soft_wrap=True, markup=False)

@@ -20,15 +20,18 @@ from engine.bundle import INT8, SCHEMA_VERSION, Bundle, load_bundle
 from engine.errors import ModelError, OptionError, UnsupportedOpError
 from engine.export.biases import biased_ops
 from engine.export.calibration import expect_enough
-from engine.export.cut import feature_layers
+from engine.export.cut import CutPoint, feature_layers
 from engine.export.differentiate import companion
+from engine.export.explain import explain
+from engine.export.explain.single_file import expect_writable, write_single_file
+from engine.export.explain.verify import verify_explain, verify_preparation
 from engine.export.int8 import add_int8
 from engine.export.link import forward, full_gradient, gradient, last_layer, tapped
 from engine.export.pack import new_bundle, write_graphs, write_manifest
 from engine.export.source import Source, load_source
 from engine.export.split import Block, split
 from engine.export.torch_module import write_onnx
-from engine.export.verify import Verification, expect_runnable, verify
+from engine.export.verify import Verification, expect_runnable, photo_like, verify
 from engine.image import prepare
 from engine.photos import find_photos
 from engine.preprocess import Preprocess
@@ -44,7 +47,9 @@ class ExportReport:
     """What an export made.
 
     Attributes:
-        bundle: The bundle, as it was loaded again from disk.
+        bundle: The bundle, as it was loaded again from disk; its path is the single file if
+            that was asked for alone.
+        single_file: The file that was written beside it, or alone.
         ops: For each block and the head, how many nodes of each operator it has.
         verification: The figures of the checks.
         notes: What the user should know: how the model was brought into the bundle's form, or that there is no gradient
@@ -52,6 +57,7 @@ class ExportReport:
     """
 
     bundle: Bundle
+    single_file: Path | None
     ops: Mapping[str, Mapping[str, int]]
     verification: Verification
     notes: tuple[str, ...]
@@ -59,7 +65,7 @@ class ExportReport:
 
 def export(
     model: Path | str,
-    output: Path,
+    output: Path | None = None,
     *,
     size: tuple[int, ...] | None = None,
     weights: Path | None = None,
@@ -71,10 +77,12 @@ def export(
     photo: Path | None = None,
     int8: bool = False,
     calibrate: Sequence[Path] = (),
+    single_file: Path | None = None,
+    embed_preprocess: bool = False,
     force: bool = False,
     step: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
-    """Compile a CNN classifier into an explanation bundle.
+    """Compile a CNN classifier into an explanation bundle, or into one file.
 
     Args:
         model: An ONNX file with one image input and class scores [N, classes]; or `package.module:function`, a function
@@ -82,7 +90,7 @@ def export(
         size: Height and width of the images, when the ONNX file leaves them open; channels, height and width, or height
             and width of images with 3 channels, of a torch module.
         weights: State dict to load into the torch module, as `torch.save` writes it.
-        output: The bundle's folder, `NAME.ada`.
+        output: The bundle's folder, `NAME.ada`; None for `single_file` alone.
         preprocess: JSON file with the settings of `Preprocess`; without one only prepared arrays can be explained.
         labels: Text file with one class name a line.
         activation: `softmax`, `sigmoid` or `none`; needed when the model does not end in its activation.
@@ -92,7 +100,9 @@ def export(
         int8: Add `forward.int8.onnx`, which scores masks in int8; needs `calibrate` and `preprocess`.
         calibrate: Photos, or folders of them, of the kind that the model will see: under masks they show which values
             its activations take. At least 8.
-        force: Replace a bundle that exists.
+        single_file: Write `explain.onnx`, with the weights inside, here too.
+        embed_preprocess: Let `explain.onnx` take photos, uint8 [h, w, 3] of any size; needs `preprocess`.
+        force: Replace a bundle, or a file, that exists.
         step: Called with the name of each step before it starts.
 
     Returns:
@@ -104,8 +114,14 @@ def export(
         ImageError: A photo cannot be read.
         BundleError: The bundle cannot be written.
     """
+    if output is None and single_file is None:
+        raise OptionError("nothing is to be written; expected an output, NAME.ada, or a single_file, NAME.onnx")
+    if embed_preprocess and preprocess is None:
+        raise OptionError("embed_preprocess is asked for without settings to embed; expected --preprocess")
     photos = _photos(int8, calibrate, preprocess)
-    with new_bundle(output, force=force) as folder, _as_onnx(model, weights, size, step) as file:
+    if single_file is not None:
+        expect_writable(single_file, force=force)
+    with _folder(output, force=force) as folder, _as_onnx(model, weights, size, step) as file:
         step("import")
         source = load_source(
             file,
@@ -135,6 +151,7 @@ def export(
         graphs |= {f"{name}.grad": model.clone() for name, model in companions.items()}
         graphs |= {"forward": forward(source), "tapped": tapped(source, points)}
         graphs |= {"last_layer": last_layer(source, points)}
+        graphs |= {"explain": explain(source, points, _facts(source, points, settings, names))}
         if no_gradient is None:
             graphs |= {"gradient": gradient(source), "full_gradient": full_gradient(source, biased)}
         placed = write_graphs(folder, graphs)
@@ -167,6 +184,7 @@ def export(
                 "int8": None,
                 "tapped": "tapped.onnx",
                 "last_layer": "last_layer.onnx",
+                "explain": "explain.onnx",
                 "gradient": "gradient.onnx" if no_gradient is None else None,
                 "full_gradient": "full_gradient.onnx" if no_gradient is None else None,
                 "no_gradient": no_gradient,
@@ -185,6 +203,15 @@ def export(
             "verification": verification.rounded(),
         }
         write_manifest(folder, manifest)
+        step("explain")
+        shown = photo_like(source.image_shape, rows=1) if image is None else image
+        verification = replace(verification, explain_error=verify_explain(load_bundle(folder), shown))
+        manifest["verification"] = verification.rounded()
+        if settings is not None and embed_preprocess:
+            verify_preparation(settings, source.opset)
+            whole = explain(source, points, _facts(source, points, settings, names), settings)
+            placed = write_graphs(folder, {"explain": whole}, placed)
+        write_manifest(folder, manifest)
         if int8:
             try:
                 manifest["int8"] = add_int8(folder, forward(source), photos, placed, step)
@@ -192,7 +219,11 @@ def export(
                 raise type(err)(f"{source.name}: {err}") from err
             manifest["graphs"]["int8"] = INT8
             write_manifest(folder, manifest)
-        bundle = replace(load_bundle(folder), path=output)  # loaded before it is given its name
+        bundle = load_bundle(folder)  # before it is given its name
+        if single_file is not None:
+            step("single file")
+            write_single_file(bundle, single_file)
+        bundle = replace(bundle, path=output or Path(str(single_file)))
     notes = source.notes
     if no_gradient is not None:
         notes += (
@@ -203,7 +234,18 @@ def export(
             f"{INT8} is not usable, and precision int8 is refused: {bundle.int8_disagreement}; calibrate on more or "
             "other photos",
         )
-    return ExportReport(bundle=bundle, ops=ops, verification=verification, notes=notes)
+    return ExportReport(bundle=bundle, single_file=single_file, ops=ops, verification=verification, notes=notes)
+
+
+@contextlib.contextmanager
+def _folder(output: Path | None, *, force: bool) -> Iterator[Path]:
+    """Give a folder to make the bundle in: it becomes the output, or is removed."""
+    if output is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        with new_bundle(output, force=force) as work:
+            yield work
 
 
 @contextlib.contextmanager
@@ -309,6 +351,18 @@ def _read_labels(path: Path | None, source: Source) -> list[str] | None:
     if len(names) != source.classes:
         raise OptionError(f"{path}: holds {len(names)} class names; the model has {source.classes} classes")
     return names
+
+
+def _facts(
+    source: Source, layers: Sequence[CutPoint], settings: Preprocess | None, labels: list[str] | None
+) -> dict[str, str]:
+    """Return what a host that has `explain.onnx` alone should know of it; lists have one entry a line."""
+    facts = {"activation": source.activation, "layers": "\n".join(layer.name for layer in layers)}
+    if labels is not None:
+        facts["labels"] = "\n".join(labels)
+    if settings is not None:
+        facts["preprocess"] = json.dumps(settings.as_json())
+    return facts
 
 
 def _versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 Every activation has its batch on axis 0 and all other axes of known size: `source.load_source` has made sure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from engine.errors import ModelError, UnsupportedOpError
 
-_COMPARISONS = frozenset({"And", "Equal", "Greater", "Less", "Not"})
+_COMPARISONS = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "Not", "Or"})
+_INDICES = frozenset({"ArgMax", "Shape"})
 
-AttributeValue: TypeAlias = int | float | str | Sequence[int] | Sequence[float]
+AttributeValue: TypeAlias = int | float | str | Sequence[int] | Sequence[float] | ir.Graph
 
 
 def describe(node: ir.Node) -> str:
@@ -160,7 +161,7 @@ class GraphBuilder:
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self.graph = graph
-        self._prefix = prefix
+        self.prefix = prefix
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._taken = {value.name for value in graph.inputs} | set(graph.initializers)
         for node in graph:
@@ -169,23 +170,22 @@ class GraphBuilder:
         self._count = 0
 
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: AttributeValue) -> ir.Value:
-        """Append one node and return its single output, of the element type of its first input."""
+        """Append one node and return its single output, of the element type that the operator gives."""
+        return self.ops(op_type, 1, *inputs, **attributes)[0]
+
+    def ops(self, op_type: str, count: int, *inputs: ir.Value | None, **attributes: AttributeValue) -> list[ir.Value]:
+        """Append one node and return its outputs, of the element type that the operator gives the first."""
         name = self._unique(op_type)
-        output = ir.Value(name=name)
-        first = next(value for value in inputs if value is not None)
-        dtype = ir.DataType.BOOL if op_type in _COMPARISONS else first.dtype
-        output.type = None if dtype is None else ir.TensorType(dtype)
+        outputs = [ir.Value(name=self._unique(op_type) if number else name) for number in range(count)]
+        data = [value for value in inputs if value is not None]
+        dtype = data[1 if op_type == "Where" else 0].dtype
+        dtype = ir.DataType.BOOL if op_type in _COMPARISONS else ir.DataType.INT64 if op_type in _INDICES else dtype
+        for output in outputs:
+            output.type = None if dtype is None else ir.TensorType(dtype)
         self.graph.append(
-            ir.Node(
-                "",
-                op_type,
-                inputs,
-                ir.convenience.convert_attributes(attributes),
-                outputs=[output],
-                name=name,
-            )
+            ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes), outputs=outputs, name=name)
         )
-        return output
+        return outputs
 
     def cast(self, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
         """Append a Cast.
@@ -199,9 +199,82 @@ class GraphBuilder:
         output.dtype = dtype
         return output
 
+    def count_up(self, count: ir.Value) -> ir.Value:
+        """Append the numbers from 0 up to a count int64 [1], without it: int64 [count]."""
+        return self.op("Range", self.ints(0), self.op("Squeeze", count), self.ints(1))
+
+    def inner(self, name: str, inputs: Sequence[ir.Value] = ()) -> "GraphBuilder":
+        """Return the builder of a graph within this one, which may use its values."""
+        name = self._unique(name)
+        versions = self.graph.opset_imports
+        return GraphBuilder(ir.Graph(inputs, [], nodes=[], name=name, opset_imports=versions), name)
+
+    def branch(
+        self,
+        condition: ir.Value,
+        then: "GraphBuilder",
+        results: Sequence[ir.Value],
+        other: "GraphBuilder",
+        other_results: Sequence[ir.Value],
+    ) -> list[ir.Value]:
+        """Append an If.
+
+        Args:
+            condition: bool [1].
+            then: Builder of the graph that runs if it is true.
+            results: Its outputs.
+            other: Builder of the graph that runs if it is false.
+            other_results: Its outputs.
+        """
+        then.graph.outputs.extend(results)
+        other.graph.outputs.extend(other_results)
+        found = self.ops("If", len(results), condition, then_branch=then.graph, else_branch=other.graph)
+        for value, result in zip(found, results, strict=True):
+            value.type = result.type
+        return found
+
+    def loop_body(self, name: str, start: Mapping[str, ir.Value]) -> tuple["GraphBuilder", ir.Value, list[ir.Value]]:
+        """Begin the body of a Loop.
+
+        Args:
+            name: What its names begin with.
+            start: What it carries from one step to the next, by name, as it is before the first.
+
+        Returns:
+            The body's builder, the number of the step, int64 [], and what is carried, as it is before that step.
+        """
+        body = self.inner(name)
+        number = ir.Value(name=body._unique("step"), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+        going = ir.Value(name=body._unique("going"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+        carried = [ir.Value(name=body._unique(key), type=value.type) for key, value in start.items()]
+        body.graph.inputs.extend([number, going, *carried])
+        body.graph.outputs.append(body.op("Identity", going))
+        return body, number, carried
+
+    def loop(
+        self, body: "GraphBuilder", steps: ir.Value, start: Mapping[str, ir.Value], after: Sequence[ir.Value]
+    ) -> list[ir.Value]:
+        """Append a Loop, and return what it carries, as it is after the last step.
+
+        Args:
+            body: Builder of its body, from `loop_body`.
+            steps: int64 [1], how many.
+            start: As for `loop_body`.
+            after: What the body carries, as it is after a step.
+        """
+        body.graph.outputs.extend(after)
+        found = self.ops("Loop", len(start), self.op("Squeeze", steps), None, *start.values(), body=body.graph)
+        for value, first in zip(found, start.values(), strict=True):
+            value.type = first.type
+        return found
+
     def ints(self, values: ArrayLike) -> ir.Value:
         """Return an int64 constant."""
         return self.constant(np.asarray(values, np.int64))
+
+    def doubles(self, values: ArrayLike) -> ir.Value:
+        """Return a float64 constant."""
+        return self.constant(np.asarray(values, np.float64))
 
     def floats(self, values: ArrayLike, like: ir.Value) -> ir.Value:
         """Return a floating-point constant of the element type of `like`."""
@@ -223,7 +296,7 @@ class GraphBuilder:
 
     def _unique(self, stem: str) -> str:
         while True:
-            name = f"{self._prefix}/{stem}_{self._count}"
+            name = f"{self.prefix}/{stem}_{self._count}"
             self._count += 1
             if name not in self._taken:
                 self._taken.add(name)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import helper, numpy_helper
 
 from engine.errors import ModelError
@@ -15,7 +16,7 @@ _REFUSALS = (
     onnx.version_converter.ConvertError,
 )
 OLDEST_OPSET = 11
-WORKING_OPSET = 17
+WORKING_OPSET = 18
 """The oldest opset that the exporter works on; files of older ones are converted to it."""
 _DEPRECATED_GROUPS = range(18, 21)
 
@@ -36,7 +37,7 @@ def opset_of(proto: onnx.ModelProto) -> int:
 
 
 def modernise(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model in opset 17 or newer; one that is new enough as it is.
+    """Return the model in opset 18 or newer; one that is new enough as it is.
 
     That the converted model computes the same is checked with the export: its graphs are compared with the file as it
     is.
@@ -56,6 +57,8 @@ def modernise(proto: onnx.ModelProto) -> onnx.ModelProto:
     if opset < OLDEST_OPSET:
         raise ModelError(f"has opset {opset}; expected {OLDEST_OPSET} or newer: export the model again")
     try:
+        if proto.functions:  # the converter takes the graph's nodes only
+            proto = onnx.inliner.inline_local_functions(proto)
         return onnx.version_converter.convert_version(proto, WORKING_OPSET)
     except _REFUSALS as err:
         node = _culprit(proto)

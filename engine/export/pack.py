@@ -4,10 +4,10 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import onnx_ir as ir
 
@@ -21,6 +21,7 @@ _EXPECTED = "expected an existing folder that may be written to and has room"
 _SHARED = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8}
 )
+Places: TypeAlias = dict[bytes, tuple[int, int]]
 Placed: TypeAlias = Mapping[bytes, tuple[int, int]]
 """Offset and length in the weight file by the SHA-256 of the content."""
 
@@ -40,35 +41,35 @@ def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], placed: Placed | 
     Returns:
         Where the weight file holds what, by the hash of the content.
     """
-    places: dict[bytes, tuple[int, int]] = {} if placed is None else dict(placed)
+    places: Places = {} if placed is None else dict(placed)
     with (folder / WEIGHTS).open("wb" if placed is None else "ab") as file:
         for name, model in graphs.items():
-            constants = model.graph.initializers
-            ordered = sorted(constants.items())
-            constants.clear()
-            for key, value in ordered:
-                constants[key] = value
-                tensor = value.const_value
-                if tensor is None or tensor.dtype not in _SHARED or tensor.nbytes < _SMALLEST:
-                    continue
-                content = tensor.tobytes()
-                digest = hashlib.sha256(content).digest()
-                if digest not in places:
-                    file.write(b"\0" * (-file.tell() % _ALIGNMENT))
-                    places[digest] = (file.tell(), len(content))
-                    file.write(content)
-                offset, length = places[digest]
-                value.const_value = ir.ExternalTensor(
-                    WEIGHTS,
-                    offset,
-                    length,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=key,
-                    base_dir=folder,
-                )
+            for graph in model.graphs():
+                _share(graph.initializers, folder, file, places)
             (folder / f"{name}.onnx").write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     return places
+
+
+def _share(constants: MutableMapping[str, ir.Value], folder: Path, file: BinaryIO, places: Places) -> None:
+    """Put the large constants of one graph into the weight file, and sort all by name."""
+    ordered = sorted(constants.items())
+    constants.clear()
+    for key, value in ordered:
+        constants[key] = value
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in _SHARED or tensor.nbytes < _SMALLEST:
+            continue
+        content = tensor.tobytes()
+        digest = hashlib.sha256(content).digest()
+        if digest not in places:
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+            places[digest] = (file.tell(), len(content))
+            file.write(content)
+        offset, length = places[digest]
+        shape = ir.Shape(tensor.shape.numpy())
+        value.const_value = ir.ExternalTensor(
+            WEIGHTS, offset, length, tensor.dtype, shape=shape, name=key, base_dir=folder
+        )
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:

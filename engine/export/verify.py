@@ -48,6 +48,8 @@ class Verification:
         full_gradient_error: The same, between `full_gradient.onnx` and `gradient.onnx`.
         completeness_gap: By how much the image and the biases miss the logit, as a share of the largest logit: of a
             piecewise linear network a figure with a bound, of any other a fact; None without `full_gradient.onnx`.
+        explain_error: Mean difference between the heatmaps of `explain.onnx` and of the engine, for 16 masks; None as
+            long as the bundle is not whole.
     """
 
     forward_error: float
@@ -58,6 +60,7 @@ class Verification:
     image_gradient_error: float | None
     full_gradient_error: float | None
     completeness_gap: float | None
+    explain_error: float | None = None
 
     def rounded(self) -> dict[str, object]:
         """Return the figures with two digits, as the manifest holds them."""

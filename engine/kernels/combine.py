@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from engine.kernels.resample import axis, upsample
 
-_FLAT = 1e-6
+FLAT = 1e-6
 
 
 def activate(logits: NDArray[np.float32], activation: str) -> NDArray[np.float64]:
@@ -61,6 +61,6 @@ def visualization_map(
 def scale_to_unit(values: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Scale linearly to 0 … 1; None when the values are constant (max − min ≤ 1e-6·max|V|)."""
     low, high = float(values.min()), float(values.max())
-    if high - low <= _FLAT * max(abs(low), abs(high)):
+    if high - low <= FLAT * max(abs(low), abs(high)):
         return None
     return np.asarray((values - low) / (high - low))

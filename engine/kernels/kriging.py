@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from engine.kernels.resample import axis
 
 _CELLS = 7
-_NOISE = 1e-3  # of the process's variance: no mask is quite what its 7×7 cells say
-_WITNESSES = 256  # bounds what an order costs: the variance is summed over so many points
-_MOST_KNOWN = 512  # bounds what an estimate costs, which grows with the cube of the scores that it rests on
-_SAME = 1e-9  # gains that differ by less are equal, so that every order of summation gives the same order of masks
+NOISE = 1e-3  # of the process's variance: no mask is quite what its 7×7 cells say
+WITNESSES = 256  # bounds what an order costs: the variance is summed over so many points
+MOST_KNOWN = 512  # bounds what an estimate costs, which grows with the cube of the scores that it rests on
+SAME = 1e-9  # gains that differ by less are equal, so that every order of summation gives the same order of masks
 
 Floats = NDArray[np.float64]
 
@@ -40,14 +40,14 @@ def thumbnails(maps: NDArray[np.float32], size: tuple[int, int]) -> Floats:
 
     Departs: the extrema are those of the map before upsampling.
     """
-    rows, columns = _cell_means(maps.shape[1], size[0]), _cell_means(maps.shape[2], size[1])
+    rows, columns = cell_means(maps.shape[1], size[0]), cell_means(maps.shape[2], size[1])
     means = np.einsum("gh,khf->kgf", rows, np.einsum("khw,fw->khf", maps, columns, dtype=np.float64))
     low, high = (extreme.astype(np.float64)[:, None, None] for extreme in (maps.min((1, 2)), maps.max((1, 2))))
     return np.asarray(((means - low) / (high - low)).reshape(len(maps), -1))
 
 
 @lru_cache(maxsize=64)
-def _cell_means(source: int, size: int) -> Floats:
+def cell_means(source: int, size: int) -> Floats:
     """Return the matrix [cells, source] from samples to the means, in each cell, of what they are upsampled to."""
     along, cells = axis(source, size), min(_CELLS, size)
     cell = np.arange(size) * cells // size
@@ -84,17 +84,17 @@ class Kriging:
             int64 [count], numbers of points; of equally good ones the lowest.
         """
         n = len(self._points)
-        witnesses = np.arange(n) if n <= _WITNESSES else np.arange(_WITNESSES) * n // _WITNESSES
+        witnesses = np.arange(n) if n <= WITNESSES else np.arange(WITNESSES) * n // WITNESSES
         covariance = self._covariance(witnesses)
         variance = np.ones(n)
         factors = np.empty((count, n))  # rows of the Cholesky factor of the covariance of the points that were taken
         taken: list[int] = []
         for step in range(count):
-            gain = np.einsum("wn,wn->n", covariance, covariance) / (variance + _NOISE)
+            gain = np.einsum("wn,wn->n", covariance, covariance) / (variance + NOISE)
             gain[taken] = -1.0
-            best = int(np.argmax(gain >= gain.max() * (1.0 - _SAME)))
+            best = int(np.argmax(gain >= gain.max() * (1.0 - SAME)))
             known = np.einsum("s,sn->n", factors[:step, best], factors[:step])
-            column = (self._covariance(np.array([best]))[0] - known) / np.sqrt(variance[best] + _NOISE)
+            column = (self._covariance(np.array([best]))[0] - known) / np.sqrt(variance[best] + NOISE)
             covariance -= column[witnesses, None] * column
             variance = np.maximum(variance - column**2, 0.0)
             factors[step] = column
@@ -115,9 +115,9 @@ class Kriging:
         """
         if len(known) == 0:
             return np.ones(len(self._points))
-        first, given = known[:_MOST_KNOWN], scores[:_MOST_KNOWN]
+        first, given = known[:MOST_KNOWN], scores[:MOST_KNOWN]
         covariance = self._covariance(first)
-        among = covariance[:, first] + _NOISE * np.eye(len(first))
+        among = covariance[:, first] + NOISE * np.eye(len(first))
         weights, ones = _solve(among, np.stack([given, np.ones_like(given)], axis=1)).T
         mean = weights.sum() / ones.sum()
         estimates = np.einsum("m,mn->n", weights - mean * ones, covariance) + mean

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from engine.kernels.resample import axis
 
-_FLAT = 1e-6
+FLAT = 1e-6
 
 
 def is_flat(maps: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Tell which feature maps [K, h, w] are constant: max − min ≤ 1e-6·max|F|. Such maps make no mask."""
     high, low = maps.max(axis=(1, 2)), maps.min(axis=(1, 2))
-    return np.asarray(high - low <= _FLAT * np.maximum(np.abs(high), np.abs(low)))
+    return np.asarray(high - low <= FLAT * np.maximum(np.abs(high), np.abs(low)))
 
 
 class MaskWriter:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RULES = ("otsu", "otsu-count", "positive", "all")
-_TAU_TOLERANCE = 1e-12
+TAU_TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,4 +69,4 @@ def otsu_split(values: NDArray[np.float64]) -> int:
     lower = np.cumsum(values)[:-1] / sizes
     upper = np.cumsum(values[::-1])[-2::-1] / (n - sizes)
     tau = (sizes / n) * ((n - sizes) / n) * (upper - lower) ** 2
-    return 1 + int(np.argmax(tau >= tau.max() * (1.0 - _TAU_TOLERANCE)))
+    return 1 + int(np.argmax(tau >= tau.max() * (1.0 - TAU_TOLERANCE)))

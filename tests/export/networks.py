@@ -35,7 +35,7 @@ def network(
     image: tuple[int, int, int] = (3, 8, 8),
     inputs: Sequence[onnx.ValueInfoProto] | None = None,
     outputs: str = "y",
-    opset: int = 17,
+    opset: int = 18,
 ) -> onnx.ModelProto:
     """Make a model with the input `x` [batch, *image]; only inputs and outputs say their shapes.
 
@@ -99,7 +99,7 @@ CNN_CLASSES = 5
 
 
 def small_cnn(
-    random: np.random.Generator, *, ending: str | None = None, opset: int = 17, channels: int = 3
+    random: np.random.Generator, *, ending: str | None = None, opset: int = 18, channels: int = 3
 ) -> onnx.ModelProto:
     """Make a CNN with the feature layers `CNN_LAYERS` of 16×12 images, whose logits are `logits` [batch, 5].
 

@@ -64,6 +64,7 @@ def test_bundle_holds_its_files_and_nothing_else(report: ExportReport) -> None:
             "weights.bin",
             "forward.onnx",
             "last_layer.onnx",
+            "explain.onnx",
             "tapped.onnx",
             "gradient.onnx",
             "full_gradient.onnx",
@@ -82,9 +83,9 @@ def test_manifest(report: ExportReport, model: Path) -> None:
 
     listed, checks, versions, _ = (manifest.pop(key) for key in ("files", "verification", "versions", "sha256"))
     assert manifest == {
-        "schema_version": 3,
+        "schema_version": 4,
         "source": {"sha256": hashlib.sha256(model.read_bytes()).hexdigest(), "output": "scores"},
-        "opset": 17,
+        "opset": 18,
         "ir_version": 10,
         "input": {"name": "x", "dtype": "float32", "layout": "NCHW", "channels": 3, "height": 16, "width": 12},
         "output": {"name": "logits", "classes": 5},
@@ -103,6 +104,7 @@ def test_manifest(report: ExportReport, model: Path) -> None:
             "int8": None,
             "tapped": "tapped.onnx",
             "last_layer": "last_layer.onnx",
+            "explain": "explain.onnx",
             "gradient": "gradient.onnx",
             "full_gradient": "full_gradient.onnx",
             "no_gradient": None,
@@ -214,6 +216,7 @@ def test_steps_are_named_in_order(model: Path, tmp_path: Path) -> None:
         "tapped",
         "input gradients",
         "bundle",
+        "explain",
     ]
 
 

@@ -88,7 +88,7 @@ def test_a_graph_that_takes_one_class_for_all_is_refused(linear: Path, monkeypat
     right = link._one_hot
 
     def wrong(g: GraphBuilder, target: ir.Value, logits: ir.Value, classes: int) -> ir.Value:
-        first = g.op("ReduceMin", target, axes=[0], keepdims=1)
+        first = g.op("ReduceMin", target, g.ints([0]), keepdims=1)
         return right(g, g.op("Add", first, g.op("Sub", target, target)), logits, classes)
 
     def broken(source: object) -> ir.Model:

@@ -16,7 +16,7 @@ CONVOLUTIONAL = [node("Conv", "x w", "maps"), node("GlobalAveragePool", "maps", 
 
 
 def graph_of(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray] | None = None) -> ir.Graph:
-    model = network(nodes, constants, outputs=nodes[-1].output[0])
+    model = network(nodes, constants, outputs=nodes[-1].output[0], opset=17)
     return imported(model).graph
 
 

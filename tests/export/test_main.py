@@ -102,13 +102,14 @@ def test_figures_are_printed_each_in_its_place(model: Path, tmp_path: Path, caps
         "image_gradient_error": 1.1e-6,
         "full_gradient_error": 2.2e-6,
         "completeness_gap": 3.3,
+        "explain_error": 4.4e-8,
     }
     manifest = {**report.bundle.manifest, "verification": figures}
     report = dataclasses.replace(report, bundle=dataclasses.replace(report.bundle, manifest=manifest))
     report = dataclasses.replace(report, notes=("a \x1b[31m[bold]note[/bold]\n:cat:",))
     print_report(report, Console(width=120, highlight=False, emoji=False), 12.34)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[-9:] == [
+    assert lines[-10:] == [
         "forward against the source: 1.2e-07 of the largest logit",
         "chain of blocks against the source: 3.4e-07 of the largest logit",
         "chain in float64, in which gradients are verified: 8.7e-07 of the largest logit",
@@ -116,6 +117,7 @@ def test_figures_are_printed_each_in_its_place(model: Path, tmp_path: Path, caps
         "image gradients, gradient against the companions: 1.1e-06",
         "image gradients, full_gradient against gradient: 2.2e-06",
         "what image and biases miss of the logit: 3.3e+00 of the largest logit",
+        "heatmap of explain.onnx against the engine's: 4.4e-08",
         "exported and verified in 12.3 s",
         r"note: a \x1b[31m[bold]note[/bold]\n:cat:",
     ]
@@ -229,7 +231,7 @@ def test_refusal_of_the_runtime_is_one_line(command, random: np.random.Generator
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["model.onnx"], ["model.onnx", "-o", "a.ada", "--colour", "red"]])
+@pytest.mark.parametrize("arguments", [[], ["model.onnx", "-o", "a.ada", "--colour", "red"]])
 def test_wrong_use_exits_with_code_2(arguments: list[str], command) -> None:
     code, out, err = command(*arguments)
     assert (code, out) == (2, "")

@@ -176,7 +176,7 @@ def test_exporting_twice_gives_the_same_bytes(model: Path, tmp_path: Path) -> No
     first = contents(export(model, tmp_path / "first.ada").bundle.path)
     second = contents(export(model, tmp_path / "second.ada").bundle.path)
     assert first == second
-    assert len(first) == 15
+    assert len(first) == 16
     assert not any(str(tmp_path).encode() in data for data in first.values())
 
 

@@ -186,7 +186,7 @@ def test_image_channels_that_change_places_stay_float32(random: np.random.Genera
     """Blue, green, red: what moves the channels of the image lies before every convolution."""
     model = plain(random)
     model.graph.node[0].input[0] = "bgr"
-    model.graph.node.insert(0, node("Split", "x", "red green blue", axis=1))
+    model.graph.node.insert(0, node("Split", "x", "red green blue", axis=1, num_outputs=3))
     model.graph.node.insert(1, node("Concat", "blue green red", "bgr", axis=1))
     images = smooth(random)
     expected = run(imported(model), images)
@@ -279,6 +279,7 @@ def test_convolutions_of_other_forms_stay_float32(
             node("Conv", inputs, "y", **attributes),
         ],
         {"w1": weight(random, 3, 3, 1, 1), "w": weight(random, 3, 3, 3, 3), "b": np.ones(3), "m4": np.ones(1)},
+        opset=17,
     )
     if "dynamic_bias" in inputs:
         mul = next(entry for entry in model.graph.node if entry.output[0] == "dynamic_bias")

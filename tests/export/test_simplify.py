@@ -93,7 +93,7 @@ def test_functions_are_inlined(random: np.random.Generator) -> None:
     expected = onnx.ModelProto()
     expected.CopyFrom(model)
     body = [helper.make_node("Relu", ["a"], ["b"], name="inner")]
-    opsets = [helper.make_opsetid("", 17)]
+    opsets = [helper.make_opsetid("", 18)]
     model.functions.append(helper.make_function("local", "Cut", ["a"], ["b"], body, opsets))
     model.opset_import.append(helper.make_opsetid("local", 1))
     model.graph.node[0].op_type, model.graph.node[0].domain = "Cut", "local"

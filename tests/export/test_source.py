@@ -56,7 +56,7 @@ def test_source_says_what_was_read(random: np.random.Generator, tmp_path: Path) 
     assert source.name == str(path)
     assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (source.output, source.activation, source.classes) == ("logits", "sigmoid", 5)
-    assert (source.opset, source.image_shape) == (17, (1, 16, 12))
+    assert (source.opset, source.image_shape) == (18, (1, 16, 12))
     assert (source.input.name, str(source.input.shape)) == ("x", "[batch,1,16,12]")
     assert (source.logits.name, str(source.logits.shape)) == ("logits", "[batch,5]")
     assert source.model.ir_version == IR_VERSION
@@ -131,7 +131,7 @@ def test_model_that_breaks_the_specification(kernel: np.ndarray, tmp_path: Path)
     model.graph.node[0].input[1] = "w"
     model.graph.node[0].op_type = "Convolve"
     assert refusal(model, tmp_path) == (
-        "is not a valid ONNX model: No Op registered for Convolve with domain_version of 17: Bad node spec for node. "
+        "is not a valid ONNX model: No Op registered for Convolve with domain_version of 18: Bad node spec for node. "
         f"Name: node_maps OpType: Convolve{CHECKED}"
     )
 
@@ -228,19 +228,28 @@ def test_name_that_is_no_text(kernel: np.ndarray, tmp_path: Path) -> None:
     )
 
 
-def test_function_that_cannot_be_inlined(kernel: np.ndarray, tmp_path: Path) -> None:
-    model = classifier(kernel)
+def with_a_function(kernel: np.ndarray, opset: int, function_opset: int) -> onnx.ModelProto:
+    """The classifier, whose maps are its convolution twice, added up by a function of the file."""
+    model = classifier(kernel, opset=opset)
     model.graph.node.insert(1, helper.make_node("Twice", ["conv"], ["maps"], domain="local"))
     model.graph.node[0].output[0] = "conv"
-    twice = helper.make_function(
-        "local", "Twice", ["a"], ["b"], [node("Add", "a a", "b")], [helper.make_opsetid("", 18)]
-    )
-    model.functions.append(twice)
+    opsets = [helper.make_opsetid("", function_opset)]
+    model.functions.append(helper.make_function("local", "Twice", ["a"], ["b"], [node("Add", "a a", "b")], opsets))
     model.opset_import.add(domain="local", version=1)
-    assert refusal(model, tmp_path) == (
-        "cannot be simplified: Opset mismatch when inlining function 'local::Twice': domain '' has version 17 in the "
-        "model but version 18 in the function; export the model again"
+    return model
+
+
+def test_function_that_cannot_be_inlined(kernel: np.ndarray, tmp_path: Path) -> None:
+    assert refusal(with_a_function(kernel, 18, 19), tmp_path) == (
+        "cannot be simplified: Opset mismatch when inlining function 'local::Twice': domain '' has version 18 in the "
+        "model but version 19 in the function; export the model again"
     )
+
+
+def test_function_of_an_old_file_is_converted(kernel: np.ndarray, tmp_path: Path) -> None:
+    path = written(with_a_function(kernel, 17, 17), tmp_path)
+    source = load_source(path, activation="none")
+    assert (source.opset, [op.op_type for op in source.model.graph][:2]) == (18, ["Conv", "Add"])
 
 
 def test_node_of_constants_that_cannot_be_computed(kernel: np.ndarray, tmp_path: Path) -> None:
@@ -340,7 +349,7 @@ def test_hash_covers_the_weights_beside_the_file(random: np.random.Generator, tm
     assert hashes[0] != hashes[1]
 
 
-@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("opset", [18, 21])
 def test_pool_with_a_window_in_the_padding_alone(opset: int, kernel: np.ndarray, tmp_path: Path) -> None:
     pool = node("MaxPool", "x", "pooled", kernel_shape=[2, 2], strides=[3, 3], pads=[1, 1, 1, 1], ceil_mode=1)
     nodes = [pool, node("Conv", "pooled w", "maps"), *HEAD]
@@ -352,7 +361,7 @@ def test_pool_with_a_window_in_the_padding_alone(opset: int, kernel: np.ndarray,
     assert load_source(written(model, tmp_path), activation="none").classes == 5
 
 
-@pytest.mark.parametrize("opset", [17, 18, 22, onnx.defs.onnx_opset_version()])
+@pytest.mark.parametrize("opset", [18, 20, 22, onnx.defs.onnx_opset_version()])
 def test_new_opset(opset: int, kernel: np.ndarray, tmp_path: Path) -> None:
     source = load_source(written(classifier(kernel, opset=opset), tmp_path), activation="none")
     assert source.opset == opset
@@ -363,8 +372,8 @@ def test_shapes_that_contradict_the_converter(kernel: np.ndarray, tmp_path: Path
     model.ir_version = 3
     model.graph.input.append(image_input([3, 1, 1], "w"))
     assert refusal(model, tmp_path) == (
-        "onnx.version_converter: cannot be converted from opset 11 to 17: [ShapeInferenceError] Inferred shape and "
-        "existing shape differ in rank: (4) vs (3); export the model again with opset 17 or newer"
+        "onnx.version_converter: cannot be converted from opset 11 to 18: [ShapeInferenceError] Inferred shape and "
+        "existing shape differ in rank: (4) vs (3); export the model again with opset 18 or newer"
     )
 
 
@@ -378,7 +387,7 @@ def test_two_opsets(kernel: np.ndarray, tmp_path: Path) -> None:
     model = classifier(kernel)
     model.opset_import.add(domain="", version=16)
     assert refusal(model, tmp_path) == (
-        "imports the opsets 16, 17 of ONNX's operators; expected one: export the model again"
+        "imports the opsets 16, 18 of ONNX's operators; expected one: export the model again"
     )
 
 

@@ -53,7 +53,7 @@ def shaping(random: np.random.Generator) -> onnx.ModelProto:
         **{"minus_one": np.array([-1]), "w1": weight(random, 6, 3, 3, 3), "w2": weight(random, 5, 6, 3, 3)},
         **{"head": 2 * weight(random, 5, 3), "head_bias": weight(random, 3)},
     }
-    return network(nodes, constants, outputs="logits")
+    return network(nodes, constants, outputs="logits", opset=17)
 
 
 def control_flow(random: np.random.Generator) -> onnx.ModelProto:
@@ -141,7 +141,7 @@ def normalizations(random: np.random.Generator) -> onnx.ModelProto:
         **{"w3": weight(random, 5, 16, 1, 1), "space": np.array([2, 3]), "ln_scale": np.ones(5, np.float32)},
         **{"ln_bias": np.zeros(5, np.float32), "head": weight(random, 3, 5)},
     }
-    return network(nodes, constants, outputs="logits")
+    return network(nodes, constants, outputs="logits", opset=17)
 
 
 def old(random: np.random.Generator) -> onnx.ModelProto:

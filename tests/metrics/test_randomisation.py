@@ -157,7 +157,7 @@ def test_only_learned_tensors_are_listed(tmp_path: Path, tiny_bundle: Path) -> N
     shutil.copytree(tiny_bundle, folder)
     graph = helper.make_graph(nodes, "kinds", value[:1], value[1:], stored)
     onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "block1.onnx"
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), folder / "block1.onnx"
     )
     learned = learned_tensors(replace(load_bundle(tiny_bundle), path=folder))
     assert learned == {
