@@ -133,11 +133,18 @@ def _warnings(found: Attribution, unit: str) -> list[str]:
     """Say what the reader of any heatmap should know."""
     warnings = []
     if found.scored < found.scorable:
-        done = "scored, the scores of the others estimated" if found.layers else "used"
-        warnings.append(f"{found.scored} of {found.scorable} {unit} were {done}; the heatmap is an approximation")
+        warnings.append(f"{_counted(found, unit)}; the heatmap is an approximation")
     if found.heatmap is None:
         why = "the method's map is constant, or nowhere positive"
         if found.layers:
             why = "no layer gave a visualization map, or fusion cut everything away"
         warnings.append(f"the heatmap is all zeros: {why}")
     return warnings
+
+
+def _counted(found: Attribution, unit: str) -> str:
+    """Say how many changed images have a score, and what the others count for."""
+    if found.layers and not found.scored:
+        return f"none of {found.scorable} {unit} was scored, and all count alike"
+    done = "scored, the scores of the others estimated" if found.layers else "used"
+    return f"{found.scored} of {found.scorable} {unit} were {done}"
