@@ -76,7 +76,10 @@ def main(
     ] = False,
     calibrate: Annotated[
         list[Path] | None,
-        typer.Option(help="Photo or folder to calibrate int8 on, repeat for several.", metavar="PHOTOS"),
+        typer.Option(
+            help="Photo or folder to calibrate int8 on, repeat for several; 8 different photos at least.",
+            metavar="PHOTOS",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
 ) -> None:

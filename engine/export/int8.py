@@ -11,7 +11,7 @@ from engine.agreement import measure_agreement
 from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from engine.bundle import INT8, load_bundle
 from engine.explainer import Explainer
-from engine.export.calibration import MOST_PHOTOS, masked_photos, spread
+from engine.export.calibration import masked_photos, spread
 from engine.export.pack import Placed, write_graphs
 from engine.export.quantize import METHOD, quantize
 
@@ -30,7 +30,7 @@ def add_int8(
     Args:
         folder: The bundle.
         model: Its forward graph, with constants in memory; it is changed.
-        photos: Photos to calibrate on; of many, some.
+        photos: Photos to calibrate on, at most `MOST_PHOTOS`.
         placed: What `weights.bin` holds already.
         step: Called with the name of each step before it starts.
 
@@ -42,7 +42,7 @@ def add_int8(
         ImageError: A photo cannot be read.
         BackendError: The runtime failed.
     """
-    bundle, photos = load_bundle(folder), spread(photos, MOST_PHOTOS)
+    bundle = load_bundle(folder)
     with Explainer(bundle, OnnxRuntimeCpu()) as float32:
         images = masked_photos(
             float32, photos, lambda number: step(f"int8: masks of photo {number + 1} of {len(photos)}")

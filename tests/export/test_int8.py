@@ -184,8 +184,18 @@ def test_below_a_bound_it_is_kept_and_refused(
         (
             {"int8": True, "calibrate": [Path("photos/00.png"), Path("photos/01.png")]},
             OptionError,
-            "2 photos are given to calibrate on; expected 8 at least, of the kind that the model will see: name more "
-            "with --calibrate",
+            "2 photos are given to calibrate on, without copies and photos of one colour; expected 8 at least, of the "
+            "kind that the model will see: name more with --calibrate",
+        ),
+        (
+            {"int8": True, "calibrate": [Path("copies"), Path("photos/00.png")]},
+            OptionError,
+            "1 photo is given to calibrate on, without copies and photos of one colour; expected 8 at least",
+        ),
+        (
+            {"int8": True, "calibrate": [Path("photos"), Path("gone.png")]},
+            ImageError,
+            "gone.png: cannot be read as a photo: No such file or directory",
         ),
         (
             {"int8": True, "calibrate": [Path("empty")]},
@@ -208,21 +218,26 @@ def test_what_cannot_be_calibrated(
     text: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_photos(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    (copies := tmp_path / "copies").mkdir()
+    for number in range(9):
+        Image.open(photos / "00.png").save(copies / f"{number}.bmp")
+        Image.new("RGB", (60, 60), (number, 0, 0)).save(copies / f"plain{number}.png")
+    steps: list[str] = []
     with pytest.raises(error, match=f"^{re.escape(text)}"):
-        tiny(**options)
+        tiny(**options, step=steps.append)
+    assert "import" not in steps  # it is said before anything is compiled
     assert not [*tmp_path.glob("*.ada"), *tmp_path.glob(".*.ada*")]
 
 
 def test_photos_that_give_no_mask(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    """Photos of one colour each, which is the mean: every feature map is flat."""
-    (folder := tmp_path / "grey").mkdir()
+    """Photos of which the preprocessing leaves zeros: every feature map is flat."""
+    folder = write_photos(tmp_path / "photos")
     preprocess = tmp_path / "zero.json"
-    preprocess.write_text(json.dumps({"resize": 36, "interp": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3}))
-    for number in range(8):
-        Image.new("RGB", (60, 60)).save(folder / f"{number}.png")
+    settings = {"resize": 36, "interp": "bilinear", "scale": 1e30, "mean": [0.0] * 3, "std": [1e30] * 3}
+    preprocess.write_text(json.dumps(settings))
     text = "none of the 8 photos to calibrate on gives a mask; expected photos that the model answers to"
     with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
         tiny(int8=True, calibrate=[folder], preprocess=preprocess)
