@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from engine.agreement import measure_agreement
+from engine.agreement import measure_agreement, within
 from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from engine.bundle import INT8, load_bundle
 from engine.explainer import Explainer
@@ -50,13 +50,14 @@ def add_int8(
         step("int8: quantize")
         quantized = quantize(model, images)
         write_graphs(folder, {INT8.removesuffix(".onnx"): quantized.model}, placed)
+        bounds = {"spearman": SPEARMAN_BOUND, "spearman_worst": SPEARMAN_WORST_BOUND}
         record = {
             "method": METHOD,
             "photos": len(photos),
             "images": len(images),
             "convolutions": quantized.convolutions,
             "float32_convolutions": quantized.left_out,
-            "bounds": {"spearman": SPEARMAN_BOUND, "spearman_worst": SPEARMAN_WORST_BOUND},
+            "bounds": bounds,
         }
         manifest: Any = bundle.manifest  # its shape is what the schema says
         graphs = {**manifest["graphs"], "int8": INT8}
@@ -69,5 +70,4 @@ def add_int8(
                 progress=lambda done, count: step(f"int8: agreement, photo {min(done + 1, count)} of {count}"),
             )
     found = agreement.report()  # as it is recorded and printed
-    usable = found["spearman"] >= SPEARMAN_BOUND and found["spearman_worst"] >= SPEARMAN_WORST_BOUND
-    return {**record, "agreement": found, "usable": usable}
+    return {**record, "agreement": found, "usable": within(found, bounds)}
