@@ -88,7 +88,8 @@ class Explanation:
         layers: One report per feature layer, shallow to deep; empty for methods that do not work on all of them.
         max_masks: The most masks that the caller allowed; None for all.
         deadline_ms: When the result should have been there, in milliseconds after the call; None for no deadline.
-        precision: In what masks were scored: `float32`, `int8` …; everything else is float32.
+        precision: In what its masks were scored: `float32`, `int8` …; everything else is float32, and so is a map for
+            which none was.
         unit: What `scored` and `scorable` count: `masks`, `samples`, ….
         scored: Number of masks of this class that were scored, or of changed images that were differentiated.
         scorable: Number of masks that there were to score: of Ada-SISE those that the rule selected and that are not

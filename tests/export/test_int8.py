@@ -24,6 +24,8 @@ from engine.agreement import Agreement, measure_agreement
 from engine.bundle import load_bundle
 from engine.errors import BundleError, ImageError, ModelError, OptionError
 from engine.export import export, int8
+from engine.methods import METHODS
+from engine.pace import Pace
 from tests.calibrated import write_photos
 from tests.test_contract import edit
 from tests.tiny_cnn import photo_pixels, tiny_cnn, write_tiny_cnn
@@ -95,6 +97,34 @@ def test_only_the_scores_of_masks_are_int8(int8_bundle: Path) -> None:
         np.testing.assert_array_equal(layer.selected_channels, right.selected_channels)
         assert layer.threshold == right.threshold
         assert 0 < np.nanmax(np.abs(layer.scores - right.scores)) < 0.03
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_of_methods_that_score_no_mask_are_float32(int8_bundle: Path, method: str) -> None:
+    options = {"iterations": 2} if method == "extremal-perturbation" else {}
+    with engine.load(int8_bundle, precision="int8") as explainer:
+        result = explainer.explain(photo_pixels(), method=method, **options)
+    scoring = {"ada-sise", "sise", "rise", "score-cam", "group-cam"}
+    assert result.precision == ("int8" if method in scoring else "float32")
+    assert result.report()["precision"] == result.precision
+    assert result.how.endswith(" · int8") is (method in scoring)
+
+
+def test_maps_in_the_place_of_late_ones_are_float32(int8_bundle: Path) -> None:
+    with engine.load(int8_bundle, precision="int8") as explainer:
+        late = explainer.explain(photo_pixels(), deadline_ms=1e-6)
+        assert (late.method, late.precision) == ("grad-cam", "float32")
+        for _ in range(60):
+            explainer._costs.note("row of forward.int8", 1e6)
+        unscored = explainer.explain(photo_pixels(), deadline_ms=600_000)
+    assert (unscored.method, unscored.scored, unscored.precision) == ("ada-sise", 0, "float32")
+
+
+def test_a_class_for_which_no_mask_was_scored_is_float32(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "room", lambda _, started, planned: min(1, planned) - started)
+    with engine.load(int8_bundle, precision="int8") as explainer:
+        found = explainer.explain(photo_pixels(), [0, 4], deadline_ms=600_000)
+    assert [(result.scored, result.precision) for result in found] == [(1, "int8"), (0, "float32")]
 
 
 def test_the_same_bytes_twice_and_nothing_left(
