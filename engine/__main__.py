@@ -90,6 +90,9 @@ def explain(
         str | None,
         typer.Option(help="Of rule positive and sise: the least share of the largest gradient.", metavar="SHARE"),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of ada-sise: exact (its default), balanced (100 masks) or fast (25).")
+    ] = None,
     fusion: Annotated[str | None, typer.Option(help="Of ada-sise and sise: hard (their default) or soft.")] = None,
     activation: Activation = None,
     baseline: Annotated[
@@ -127,7 +130,7 @@ def explain(
         raise OptionError("--target and --top both choose the classes; expected one of them")
     if top is not None and top < 1:
         raise OptionError(f"top is {top}; expected a whole number of at least 1")
-    given = {"rule": rule, "mu": mu, "fusion": fusion, "baseline": baseline}
+    given = {"rule": rule, "mu": mu, "preset": preset, "fusion": fusion, "baseline": baseline}
     chosen_method = parse_method(method, METHODS, parse_options(option or (), given))
     if maps and not chosen_method.layered:
         layered = " and ".join(name for name, kind in METHODS.items() if kind.layered)

@@ -81,6 +81,12 @@ def test_every_option_reaches_the_explainer(tiny_bundle: Path, photo: Path, tmp_
         np.testing.assert_array_equal(arrays["heatmap"], expected.heatmap)
 
 
+def test_a_preset(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    done = explain(tiny_bundle, photo, "-o", tmp_path / "out.png", "--rule", "all", "--preset", "fast")
+    assert done.returncode == 0, done.stderr
+    assert "ada-sise · rule all · fusion hard · baseline zero · preset fast · 25 of 35 masks · " in done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
