@@ -72,7 +72,7 @@ def main(
         Path | None, typer.Option(help="A photo at which the gradients are verified too.", metavar="PHOTO")
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Add a graph that scores masks in int8, in about 0.6 of the time.")
+        bool, typer.Option("--int8", help="Add a graph that scores masks in int8: 1.8 to 2.0 times as fast with VNNI.")
     ] = False,
     calibrate: Annotated[
         list[Path] | None,
