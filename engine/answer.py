@@ -11,6 +11,7 @@ from engine.deadline import FINISH
 from engine.errors import DeadlineError
 from engine.explanation import Explanation
 from engine.methods import Attribution, GradCam, Method
+from engine.methods.ada_sise import SETTLED
 from engine.probe import Probe
 
 _LOG = logging.getLogger(__name__)
@@ -133,7 +134,9 @@ def _warnings(found: Attribution, unit: str) -> list[str]:
     """Say what the reader of any heatmap should know."""
     warnings = []
     if found.scored < found.scorable:
-        warnings.append(f"{_counted(found, unit)}; the heatmap is an approximation")
+        settled = found.figures.get(SETTLED)
+        like = "" if settled is None else f", whose correlation with that of half of these scores is {settled:.2f}"
+        warnings.append(f"{_counted(found, unit)}; the heatmap is an approximation{like}")
     if found.heatmap is None:
         why = "the method's map is constant, or nowhere positive"
         if found.layers:
