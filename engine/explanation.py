@@ -136,7 +136,7 @@ class Explanation:
     @property
     def how(self) -> str:
         """The method, its options and the masks, in one line."""
-        options = [f"{name} {_words(value)}" for name, value in self.options.items() if _chosen(name, value)]
+        options = [f"{name} {_words(value)}" for name, value in self.options.items() if self._says(name, value)]
         precision = () if self.precision == "float32" else (self.precision,)
         return " · ".join([self.method, *options, *self._counted(), *precision])
 
@@ -196,6 +196,11 @@ class Explanation:
         path = Path(path)
         kind = file_kind(path)
         write_whole(path, _png(self.figure()) if kind == ".png" else _npz(self._arrays()))
+
+    def _says(self, name: str, value: object) -> bool:
+        """Tell whether an option says anything: a `mu` of 0 is none, but a seed of 0 is a seed."""
+        cut = name == "preset" and value == "exact" and not self.complete  # by a budget or a deadline
+        return value is not None and not (name == "mu" and value == 0) and not cut
 
     def _title(self) -> str:
         return f"class {self.target}" if self.label is None else self.label
@@ -300,11 +305,6 @@ def _why_empty(layer: LayerReport) -> str:
     if layer.selected == layer.flat:
         return f"all {layer.flat} selected maps are constant"
     return "its masks add up to a constant map"
-
-
-def _chosen(name: str, value: object) -> bool:
-    """Tell whether an option says anything: a `mu` of 0 is none, but a seed of 0 is a seed."""
-    return value is not None and not (name == "mu" and value == 0)
 
 
 def _words(value: object) -> str:
