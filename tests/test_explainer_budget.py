@@ -82,6 +82,12 @@ def test_the_heatmap_of_a_budget_equals_the_formula(explainer: engine.Explainer,
         np.testing.assert_allclose(view, expected, atol=0.02)  # minima of maps that were not scored: before upsampling
 
 
+def test_a_budget_where_a_layer_gives_no_mask(explainer: engine.Explainer) -> None:
+    result = explainer.explain(photo_pixels() * 0, 1, max_masks=2)
+    assert result.warnings[0] == "layer 'relu2' gave no mask: all 1 selected maps are constant"
+    assert (result.scored, result.complete, result.heatmap.max()) == (2, False, 1.0)
+
+
 def test_settled_compares_with_half_of_the_scores(explainer: engine.Explainer, random: np.random.Generator) -> None:
     x = random.normal(size=(1, 3, *SIZE)).astype(np.float32)
     whole, half = (explainer.explain(x, 2, rule="all", max_masks=most) for most in (13, 6))
