@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import heading, in_own_process, machine, write_report
+from benchmarks.machine import heading, in_own_process, listed, machine, write_report
 from engine.bundle import Bundle, load_bundle
 from engine.export.evaluate import function
 from tests.architectures import ALPHA, LAYERS, SIZE, build, make_case, write
@@ -132,9 +132,8 @@ def compare(source: Path, bundle: Path) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """The report as markdown."""
-    versions = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
     done = [row for row in report["architectures"] if "failure" not in row]
-    lines = [INTRODUCTION, f"Measured with {versions}.", "", "## Export", ""]
+    lines = [INTRODUCTION, f"Measured with {listed(report['machine'])}.", "", "## Export", ""]
     lines += heading(
         "architecture", "feature layers, channels×H", "nodes", "ONNX MB", "bundle MB", "export s", "peak MB"
     )

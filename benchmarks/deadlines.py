@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import engine
-from benchmarks.machine import heading, in_own_process, machine
+from benchmarks.machine import heading, in_own_process, listed, machine
 from benchmarks.which_method import ASSETS, bundle_of
 
 NETWORKS = ("efficientnet-lite0-voc20", "resnet50-thin-voc20")
@@ -186,7 +186,11 @@ def tables(report: dict[str, Any]) -> str:
         "of those the time could buy",
         "Grad-CAM",
     )
-    lines = [*heading(*names)]
+    lines = [
+        f"Measured with {listed(report['machine'])}; {report['requests']:,} requests a setting.",
+        "",
+        *heading(*names),
+    ]
     for row in report["deadlines"]:
         cells: Sequence[object] = (
             f"{row['network']} (tapped pass {row['tapped_ms']:.0f} ms)",

@@ -16,7 +16,7 @@ import onnx
 
 import engine
 from benchmarks.architectures import export, verification
-from benchmarks.machine import heading, in_own_process, machine, write_report
+from benchmarks.machine import heading, in_own_process, listed, machine, write_report
 from engine.bundle import load_bundle
 from engine.image import prepare
 from engine.preprocess import Preprocess
@@ -105,10 +105,9 @@ def compare(form: str, files: dict[str, Path], preprocess: Path, photo: Path) ->
 
 def table(report: dict[str, Any]) -> str:
     """The report as markdown."""
-    versions = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
     layers = ", ".join(f"{channels}×{height}" for channels, height in report["forms"][0]["layers"])
     same = all(row["layers"] == report["forms"][0]["layers"] for row in report["forms"])
-    lines = [INTRODUCTION, f"Measured with {versions}.", ""]
+    lines = [INTRODUCTION, f"Measured with {listed(report['machine'])}.", ""]
     lines += [
         f"Feature layers, channels×H: {layers}{'; the same in every form' if same else ''}. Forward, gradient and link "
         "are the figures of the verification at export, as in [architectures.md](architectures.md); (b) compares the "

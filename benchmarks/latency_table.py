@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from benchmarks.machine import heading
+from benchmarks.machine import heading, listed
 
 INTRODUCTION = """# Latency
 
@@ -42,10 +42,8 @@ WAYS = (ENGINE, ONE_SESSION, LANES, TORCH, COMPILED)
 
 def table(report: Mapping[str, Any]) -> str:
     """The report as markdown."""
-    versions = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
-    options = ", ".join(f"{key} {value}" for key, value in report["options"].items())
     done = [row for row in report["models"] if "failure" not in row]
-    lines = [INTRODUCTION, f"Measured with {versions}; {options}.", ""]
+    lines = [INTRODUCTION, f"Measured with {listed(report['machine'])}; {listed(report['options'])}.", ""]
     if done:
         first = done[0]
         lines.append(

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
     }
+
+
+def listed(facts: Mapping[str, object]) -> str:
+    """Facts in one line: what `machine` returns, or what was chosen."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _processor() -> str:

@@ -19,7 +19,7 @@ from engine.cli.console import RESULT, STATUS, loading, print_error, print_statu
 from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
 from engine.cli.tables import print_contents, print_explanation, print_origin
-from engine.errors import ImageError, OptionError, printable
+from engine.errors import DeadlineError, EngineError, ImageError, OptionError, printable
 from engine.explainer import Explainer, top_classes
 from engine.explanation import Explanation, save_panel
 from engine.loader import load
@@ -90,6 +90,9 @@ def explain(
         str | None,
         typer.Option(help="Of rule positive and sise: the least share of the largest gradient.", metavar="SHARE"),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of ada-sise: exact (its default), balanced (100 masks) or fast (25).")
+    ] = None,
     fusion: Annotated[str | None, typer.Option(help="Of ada-sise and sise: hard (their default) or soft.")] = None,
     activation: Activation = None,
     baseline: Annotated[
@@ -127,7 +130,7 @@ def explain(
         raise OptionError("--target and --top both choose the classes; expected one of them")
     if top is not None and top < 1:
         raise OptionError(f"top is {top}; expected a whole number of at least 1")
-    given = {"rule": rule, "mu": mu, "fusion": fusion, "baseline": baseline}
+    given = {"rule": rule, "mu": mu, "preset": preset, "fusion": fusion, "baseline": baseline}
     chosen_method = parse_method(method, METHODS, parse_options(option or (), given))
     if maps and not chosen_method.layered:
         layered = " and ".join(name for name, kind in METHODS.items() if kind.layered)
@@ -164,7 +167,7 @@ def explain(
         "visualization_maps": maps,
     }
 
-    unread = 0
+    failed = 0
     quiet, beside_text = not STATUS.is_terminal, sys.stdout.isatty()
     with Progress(*_COLUMNS, console=STATUS, transient=True, disable=quiet, redirect_stdout=beside_text) as bar:
         task = bar.add_task("", total=len(chosen))
@@ -178,11 +181,11 @@ def explain(
             try:
                 with naming(photo):
                     results = explain_photo(explainer, photo, fixed, top, outputs, choices)
-            except ImageError as err:
+            except (ImageError, DeadlineError) as err:
                 if len(chosen) == 1:
                     raise
                 print_error(str(err))
-                unread += 1
+                failed += 1
                 continue
             outputs.make_folder()
             for result, file in results:
@@ -191,8 +194,8 @@ def explain(
             if maps:
                 save_panel([result for result, _ in results], outputs.panel(photo))
                 print_status(f"wrote {outputs.panel(photo)}")
-    if unread:
-        raise ImageError(f"{unread} of {len(chosen)} photos could not be explained, for the reasons above")
+    if failed:
+        raise EngineError(f"{failed} of {len(chosen)} photos could not be explained, for the reasons above")
 
 
 @app.command(epilog=_EXIT_CODES)

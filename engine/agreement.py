@@ -1,6 +1,6 @@
 """How far explanations in one precision, or on one device, are from those in another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -49,6 +49,11 @@ class Agreement:
     def report(self) -> dict[str, int | float]:
         """Return the figures in JSON's types, with four decimals."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def within(figures: Mapping[str, float], bounds: Mapping[str, float]) -> bool:
+    """Tell whether figures are as high as the bounds of the same names, both as manifests hold them."""
+    return all(figures[name] >= least for name, least in bounds.items())
 
 
 def measure_agreement(

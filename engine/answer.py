@@ -11,6 +11,7 @@ from engine.deadline import FINISH
 from engine.errors import DeadlineError
 from engine.explanation import Explanation
 from engine.methods import Attribution, GradCam, Method
+from engine.methods.ada_sise import SETTLED
 from engine.probe import Probe
 
 _LOG = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def _explanation(
         max_masks=None if options.max_masks is None else int(options.max_masks),
         deadline_ms=None if options.deadline_ms is None else float(options.deadline_ms),
         layers=found.layers,
-        precision=probe.precision,
+        precision=probe.precision if found.scored and probe.evaluations.get(probe.scorer) else "float32",
         unit=method.unit,
         scored=found.scored,
         scorable=found.scorable,
@@ -133,11 +134,20 @@ def _warnings(found: Attribution, unit: str) -> list[str]:
     """Say what the reader of any heatmap should know."""
     warnings = []
     if found.scored < found.scorable:
-        done = "scored, the scores of the others estimated" if found.layers else "used"
-        warnings.append(f"{found.scored} of {found.scorable} {unit} were {done}; the heatmap is an approximation")
+        settled = found.figures.get(SETTLED)
+        like = "" if settled is None else f", whose correlation with that of half of these scores is {settled:.2f}"
+        warnings.append(f"{_counted(found, unit)}; the heatmap is an approximation{like}")
     if found.heatmap is None:
         why = "the method's map is constant, or nowhere positive"
         if found.layers:
             why = "no layer gave a visualization map, or fusion cut everything away"
         warnings.append(f"the heatmap is all zeros: {why}")
     return warnings
+
+
+def _counted(found: Attribution, unit: str) -> str:
+    """Say how many changed images have a score, and what the others count for."""
+    if found.layers and not found.scored:
+        return f"none of {found.scorable} {unit} was scored, and all count alike"
+    done = "scored, the scores of the others estimated" if found.layers else "used"
+    return f"{found.scored} of {found.scorable} {unit} were {done}"

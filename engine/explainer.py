@@ -24,7 +24,7 @@ from engine.network import Network
 from engine.options import Asked, Choices, MethodOptions, Options, Target, Targets, class_indices
 from engine.pace import Cancel, Progress
 from engine.probe import Probe
-from engine.stream import Stream
+from engine.stream import Stream, expect_several
 
 Many: TypeAlias = Explanation | list[Explanation] | EngineError
 
@@ -267,7 +267,8 @@ class Explainer:
             ordered: Whether results come in the order of the images. Otherwise each comes as soon as it is there, as a
                 pair of the image's number, from 0, and the result.
             return_exceptions: Whether an image that cannot be explained gives its `EngineError` in the place of a
-                result. Otherwise the error is raised when the image's turn has come, which ends the iteration.
+                result. Otherwise the error is raised, with the image's number, when its turn has come, which ends the
+                iteration.
             method: As for `explain`, and so are all others but these:
             visualization_maps: As for `explain`.
             activation: As for `explain`.
@@ -286,10 +287,11 @@ class Explainer:
 
         Raises:
             TargetError: The model has no such class; at once, as the next two.
-            OptionError: The method or an option has no meaning.
+            OptionError: The method or an option has no meaning, or `images` is a single photo.
             BackendError: The explainer is closed; later, that the system has no more threads.
             CancelledError: `cancel` was set.
         """
+        expect_several(images)
         chosen = self._method(method, options, visualization_maps=visualization_maps)
         asked = Asked(
             activation=activation,

@@ -88,7 +88,8 @@ class Explanation:
         layers: One report per feature layer, shallow to deep; empty for methods that do not work on all of them.
         max_masks: The most masks that the caller allowed; None for all.
         deadline_ms: When the result should have been there, in milliseconds after the call; None for no deadline.
-        precision: In what masks were scored: `float32`, `int8` …; everything else is float32.
+        precision: In what its masks were scored: `float32`, `int8` …; everything else is float32, and so is a map for
+            which none was.
         unit: What `scored` and `scorable` count: `masks`, `samples`, ….
         scored: Number of masks of this class that were scored, or of changed images that were differentiated.
         scorable: Number of masks that there were to score: of Ada-SISE those that the rule selected and that are not
@@ -135,7 +136,7 @@ class Explanation:
     @property
     def how(self) -> str:
         """The method, its options and the masks, in one line."""
-        options = [f"{name} {_words(value)}" for name, value in self.options.items() if _chosen(name, value)]
+        options = [f"{name} {_words(value)}" for name, value in self.options.items() if self._says(name, value)]
         precision = () if self.precision == "float32" else (self.precision,)
         return " · ".join([self.method, *options, *self._counted(), *precision])
 
@@ -195,6 +196,11 @@ class Explanation:
         path = Path(path)
         kind = file_kind(path)
         write_whole(path, _png(self.figure()) if kind == ".png" else _npz(self._arrays()))
+
+    def _says(self, name: str, value: object) -> bool:
+        """Tell whether an option says anything: a `mu` of 0 is none, but a seed of 0 is a seed."""
+        cut = name == "preset" and value == "exact" and not self.complete  # by a budget or a deadline
+        return value is not None and not (name == "mu" and value == 0) and not cut
 
     def _title(self) -> str:
         return f"class {self.target}" if self.label is None else self.label
@@ -299,11 +305,6 @@ def _why_empty(layer: LayerReport) -> str:
     if layer.selected == layer.flat:
         return f"all {layer.flat} selected maps are constant"
     return "its masks add up to a constant map"
-
-
-def _chosen(name: str, value: object) -> bool:
-    """Tell whether an option says anything: a `mu` of 0 is none, but a seed of 0 is a seed."""
-    return value is not None and not (name == "mu" and value == 0)
 
 
 def _words(value: object) -> str:

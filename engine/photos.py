@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.decode import photos_among
-from engine.errors import ImageError
+from engine.errors import DeadlineError, ImageError
 from engine.image import Photo
 
 
@@ -46,10 +46,10 @@ def _photos_of(name: str) -> list[Path]:
 
 @contextmanager
 def naming(photo: Photo) -> Iterator[None]:
-    """Let an ImageError from within say which file it is about; a photo that is no file has no name."""
+    """Let an error about one photo say which file it is about; a photo that is no file has no name."""
     try:
         yield
-    except ImageError as err:
+    except (ImageError, DeadlineError) as err:
         if not isinstance(photo, str | os.PathLike) or str(photo) in str(err):
             raise
-        raise ImageError(f"{photo}: {err}") from err
+        raise type(err)(f"{photo}: {err}") from err

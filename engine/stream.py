@@ -8,7 +8,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from engine.errors import BackendError, CancelledError, EngineError
+from engine.decode import is_photo_source
+from engine.errors import BackendError, CancelledError, EngineError, OptionError
 from engine.image import Photo
 from engine.lanes import SharedLanes
 from engine.pace import Cancel, Progress, wait
@@ -18,6 +19,19 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 _AHEAD = 3  # one image is prepared and tapped, one scored, one put together
+
+
+def expect_several(images: object) -> None:
+    """Check that images can be taken from an object, which is no single photo.
+
+    Raises:
+        OptionError: It is one photo, or nothing that Python iterates over.
+    """
+    if is_photo_source(images) or not (hasattr(images, "__iter__") or hasattr(images, "__getitem__")):
+        raise OptionError(
+            f"images is of type {type(images).__name__}; expected several photos, such as a list; put one photo into a "
+            "list: [photo]"
+        )
 
 
 class Explain(Protocol[Result_co]):
@@ -88,7 +102,7 @@ class Stream(Generic[Result]):
         """Yield the results; in pairs with the numbers of their images, from 0, if they are not ordered.
 
         Raises:
-            EngineError: An image cannot be explained.
+            EngineError: An image cannot be explained; its number comes first in the message.
             CancelledError: The flag is set.
             BackendError: The system has no more threads.
         """
@@ -102,7 +116,7 @@ class Stream(Generic[Result]):
                     expected += 1
                     result = self._ready.pop(number)
                     if isinstance(result, EngineError) and not self._return_exceptions:
-                        raise result
+                        raise type(result)(f"image {number}: {result}") from result
                     yield result if self._ordered else (number, result)
                 elif not exhausted and len(self._threads) + len(self._ready) < _AHEAD:
                     following = next(source, None)

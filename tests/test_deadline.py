@@ -149,14 +149,17 @@ def test_a_tapped_pass_that_takes_longer_than_it_should(
     assert (result.method, result.complete) == ("grad-cam", False)
 
 
-def test_no_time_for_a_mask(explainer: engine.Explainer) -> None:
+@pytest.mark.parametrize("too_late", ["grad-cam", "error"])
+def test_no_time_for_a_mask(explainer: engine.Explainer, too_late: str) -> None:
     """Ada-SISE still has a map, in which all masks count alike."""
     takes(explainer, "row of forward", 1e6)
-    result = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
+    result = explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late=too_late)
     assert (result.method, result.scored, result.complete) == ("ada-sise", 0, False)
     assert result.heatmap.max() == 1.0
     for layer in result.layers:
         assert set(layer.estimated_scores[~np.isnan(layer.estimated_scores)]) <= {1.0}
+    text = f"none of {result.scorable} masks was scored, and all count alike; the heatmap is an approximation"
+    assert result.warnings[-1] == text
 
 
 @pytest.mark.parametrize("method", ["rise", "score-cam", "group-cam", "smooth-grad", "integrated-gradients"])

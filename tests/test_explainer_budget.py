@@ -44,7 +44,12 @@ def test_max_masks_scores_those_that_tell_most(explainer: engine.Explainer) -> N
         np.testing.assert_allclose(layer.scores[scored], own.scores[scored], rtol=1e-6)
         np.testing.assert_array_equal(~np.isnan(layer.estimated_scores), live & ~scored)
     text = f"11 of {sum(counts)} masks were scored, the scores of the others estimated; the heatmap is an approximation"
-    assert result.warnings[-1] == text
+    assert (
+        result.warnings[-1]
+        == f"{text}, whose correlation with that of half of these scores is {result.figures['settled']:.2f}"
+    )
+    one = explainer.explain(photo_pixels(), 1, rule="all", max_masks=1)
+    assert one.warnings[-1] == text.replace("11", "1", 1)
     assert str(result).split(", ")[1] == f"11 of {sum(counts)} masks"
 
 
@@ -77,12 +82,18 @@ def test_the_heatmap_of_a_budget_equals_the_formula(explainer: engine.Explainer,
         np.testing.assert_allclose(view, expected, atol=0.02)  # minima of maps that were not scored: before upsampling
 
 
-def test_stability_compares_with_half_of_the_scores(explainer: engine.Explainer, random: np.random.Generator) -> None:
+def test_a_budget_where_a_layer_gives_no_mask(explainer: engine.Explainer) -> None:
+    result = explainer.explain(photo_pixels() * 0, 1, max_masks=2)
+    assert result.warnings[0] == "layer 'relu2' gave no mask: all 1 selected maps are constant"
+    assert (result.scored, result.complete, result.heatmap.max()) == (2, False, 1.0)
+
+
+def test_settled_compares_with_half_of_the_scores(explainer: engine.Explainer, random: np.random.Generator) -> None:
     x = random.normal(size=(1, 3, *SIZE)).astype(np.float32)
     whole, half = (explainer.explain(x, 2, rule="all", max_masks=most) for most in (13, 6))
     rows, columns = np.meshgrid(np.arange(0, SIZE[0], 4), np.arange(0, SIZE[1], 4), indexing="ij")
     expected = stats.spearmanr(whole.heatmap[rows, columns].ravel(), half.heatmap[rows, columns].ravel()).statistic
-    assert whole.figures["stability"] == pytest.approx(expected, abs=1e-6)
+    assert whole.figures["settled"] == pytest.approx(expected, abs=1e-6)
     assert -1 < expected < 1
     assert explainer.explain(x, 2, rule="all").figures == {}
     assert explainer.explain(x, 2, rule="all", max_masks=1).figures == {}

@@ -1,15 +1,17 @@
 """Many images with the same explainer: as alone, and their masks in the same batches."""
 
+import io
 import itertools
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import engine
 from engine.backends import Brake
@@ -125,7 +127,7 @@ def test_images_that_cannot_be_read(explainer: engine.Explainer) -> None:
     assert [first.target, third.target] == [explainer.explain(image).target for image in (images[0], images[2])]
     results = explainer.explain_many(images)
     assert next(results).heatmap.max() == 1.0
-    with pytest.raises(engine.ImageError, match=r"^the photo of 8 bytes: is in no format that is read; "):
+    with pytest.raises(engine.ImageError, match=r"^image 1: the photo of 8 bytes: is in no format that is read; "):
         next(results)
 
 
@@ -144,6 +146,35 @@ def test_what_is_wrong_with_the_call_is_said_at_once(explainer: engine.Explainer
     ):
         with pytest.raises(error, match=text):
             explainer.explain_many(never(), **choices)
+
+
+@pytest.mark.parametrize(
+    ("images", "kind"),
+    [
+        ("photo.jpg", "str"),
+        (b"a file", "bytes"),
+        (PurePosixPath("photo.jpg"), "PurePosixPath"),
+        (Image.new("RGB", (8, 8)), "Image"),
+        (io.BytesIO(b"a file"), "BytesIO"),
+        (5, "int"),
+        (None, "NoneType"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_one_photo_in_the_place_of_many(explainer: engine.Explainer, images: object, kind: str) -> None:
+    text = rf"^images is of type {kind}; expected several photos, such as a list; put one photo into a list: \[photo\]$"
+    with pytest.raises(engine.OptionError, match=text):
+        explainer.explain_many(images)
+
+
+def test_images_by_their_numbers(explainer: engine.Explainer) -> None:
+    """What Python iterates over though it is no `Iterable`: data sets of torch are such."""
+
+    class Photos:
+        def __getitem__(self, number: int) -> NDArray[np.uint8]:
+            return photos()[number]
+
+    assert len(list(explainer.explain_many(Photos(), method="grad-cam"))) == 5
 
 
 def test_a_closed_explainer(tiny_bundle: Path) -> None:

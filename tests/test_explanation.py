@@ -280,6 +280,18 @@ def test_options_that_are_false_or_zero_are_named() -> None:
     assert result.how == "other · gaussian False · seed 0 · noise 0"
 
 
+@pytest.mark.parametrize(
+    ("preset", "complete", "how"),
+    [
+        ("exact", True, "ada-sise · preset exact · 2 masks"),
+        ("exact", False, "ada-sise · 2 of 7 masks"),  # of a budget or a deadline
+        ("fast", False, "ada-sise · preset fast · 2 of 7 masks"),
+    ],
+)
+def test_a_preset_is_exact_with_all_masks_only(preset: str, complete: bool, how: str) -> None:
+    assert make(options={"preset": preset}, complete=complete, scorable=2 if complete else 7).how == how
+
+
 def test_a_panel_says_what_each_layer_did(texts: list[str]) -> None:
     layers = (
         LAYERS[0],

@@ -81,6 +81,12 @@ def test_every_option_reaches_the_explainer(tiny_bundle: Path, photo: Path, tmp_
         np.testing.assert_array_equal(arrays["heatmap"], expected.heatmap)
 
 
+def test_a_preset(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    done = explain(tiny_bundle, photo, "-o", tmp_path / "out.png", "--rule", "all", "--preset", "fast")
+    assert done.returncode == 0, done.stderr
+    assert "ada-sise · rule all · fusion hard · baseline zero · preset fast · 25 of 35 masks · " in done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -218,12 +224,27 @@ def test_a_refused_option_leaves_no_folder(tiny_bundle: Path, photo: Path, tmp_p
 def test_what_a_deadline_that_is_too_short_gives(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
     short = ("-o", tmp_path / "out.png", "--deadline-ms", "0.001")
     line = one_line(explain(tiny_bundle, photo, *short, "--too-late", "error"))
-    assert line.startswith("deadline_ms is 0.001, and there was no time to run tapped.onnx; expected a longer one")
+    assert line.startswith(
+        f"{photo}: deadline_ms is 0.001, and there was no time to run tapped.onnx; expected a longer one"
+    )
     assert not (tmp_path / "out.png").exists()
     done = explain(tiny_bundle, photo, *short, "--json")
     assert (done.returncode, json.loads(done.stdout)["method"]) == (0, "grad-cam")
     line = one_line(explain(tiny_bundle, photo, *short, "--too-late", "never", "--force"))
     assert line == "too_late is 'never'; expected one of grad-cam, error"
+
+
+def test_a_photo_that_is_too_late_does_not_stop_the_others(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    other = write_photo(tmp_path / "other.png")
+    done = explain(
+        *(tiny_bundle, photo, other, "-o", tmp_path / "out", "--deadline-ms", "0.001", "--too-late", "error")
+    )
+    assert done.returncode == 2
+    *errors, last = done.stderr.splitlines()
+    assert [line.split("; ")[0] for line in errors] == [
+        f"error: {file}: deadline_ms is 0.001, and there was no time to run tapped.onnx" for file in (photo, other)
+    ]
+    assert last == "error: 2 of 2 photos could not be explained, for the reasons above"
 
 
 def test_maps_of_a_method_that_makes_none(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:

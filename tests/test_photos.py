@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.errors import ImageError
+from engine.errors import DeadlineError, EngineError, ImageError
 from engine.image import Photo
 from engine.photos import find_photos, naming
 
@@ -96,9 +96,10 @@ def test_photos_that_may_not_be_looked_at(folder: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("photo", ["cat.jpg", Path("cat.jpg")])
-def test_an_error_says_which_file_it_is_about(photo: str | Path) -> None:
-    with pytest.raises(ImageError, match=r"^cat\.jpg: holds NaN$") as caught, naming(photo):
-        raise (within := ImageError("holds NaN"))
+@pytest.mark.parametrize("kind", [ImageError, DeadlineError])
+def test_an_error_says_which_file_it_is_about(kind: type[EngineError], photo: str | Path) -> None:
+    with pytest.raises(kind, match=r"^cat\.jpg: holds NaN$") as caught, naming(photo):
+        raise (within := kind("holds NaN"))
     assert caught.value.__cause__ is within
 
 

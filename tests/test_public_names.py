@@ -4,6 +4,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,17 @@ def test_public_names_are_documented() -> None:
 def test_the_version_is_the_distributions() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.?(a|b|rc|dev)\d+)?", engine.__version__)
     assert engine.__version__ == importlib.import_module("engine._version").__version__
+
+
+def test_the_readme_lists_the_extras() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = readme.split("| extra | brings | for |")[1].split("\n\n")[0]
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    assert re.findall(r"^\| `([a-z]+)` \|", table, re.MULTILINE) == [
+        name for name in extras if name not in ("demo", "dev")
+    ]
 
 
 def drawn_tree(docstring: str) -> dict[str, str | None]:

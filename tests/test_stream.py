@@ -132,15 +132,23 @@ def test_an_array_that_is_filled_anew_for_every_image() -> None:
 def test_an_image_that_cannot_be_explained_ends_it_in_its_turn() -> None:
     results = stream([1, 2, -3, 4, 5], Explaining())
     assert [next(results), next(results)] == [10, 20]
-    with pytest.raises(ImageError, match=r"^no image -3$"):
+    with pytest.raises(ImageError, match=r"^image 2: no image -3$"):
         next(results)
     assert list(results) == []
+
+
+def test_an_error_out_of_order_says_which_image_it_is_about() -> None:
+    results = stream([1, -2], explain := Explaining(1), ordered=False)
+    with pytest.raises(ImageError, match=r"^image 1: no image -2$"):
+        next(results)
+    assert explain.stopped == [1]
 
 
 def test_errors_in_the_place_of_results() -> None:
     first, second, third = stream([1, -2, 3], Explaining(), return_exceptions=True)
     assert (first, third) == (10, 30)
     assert isinstance(second, ImageError)
+    assert str(second) == "no image -2"
 
 
 def test_a_bug_is_raised_whatever_is_asked_for() -> None:

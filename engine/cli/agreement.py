@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from engine.agreement import measure_agreement
+from engine.agreement import measure_agreement, within
 from engine.cli.choices import Device, Precision, Threads
 from engine.cli.console import RESULT, STATUS, loading
 from engine.cli.tables import print_agreement
@@ -44,7 +44,11 @@ def print_measured_agreement(
             status.update(f"{done} of {count} photos …")
 
         agreement = measure_agreement(reference, other, chosen, classes=top, progress=show)
+    figures, manifest = agreement.report(), other.bundle.manifest
+    record: Any = manifest["int8"] if precision == "int8" else None  # its shape is what the schema says
+    bounds = None if record is None else record["bounds"]
     if as_json:
-        typer.echo(json.dumps({"device": device, "precision": precision, **agreement.report()}))
+        judged = {} if bounds is None else {"bounds": bounds, "within_bounds": within(figures, bounds)}
+        typer.echo(json.dumps({"device": device, "precision": precision, **figures, **judged}))
     else:
-        print_agreement(agreement.report(), f"{precision} on {device} against float32 on cpu", RESULT)
+        print_agreement(figures, bounds, f"{precision} on {device} against float32 on cpu", RESULT)

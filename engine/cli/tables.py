@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from engine.agreement import within
 from engine.bundle import Bundle
 from engine.errors import BundleError, printable
 from engine.explanation import Explanation
@@ -87,8 +88,9 @@ def print_contents(bundle: Bundle, console: Console, *, files: bool = True) -> N
         console.print(f"{text}: {_figure(figure)}{'' if figure is None else unit}")
     int8 = manifest["int8"]
     if int8 is not None:
-        title = f"int8 against float32, calibrated on {int8['photos']} photos"
-        print_agreement(int8["agreement"], title if int8["usable"] else f"{title}: NOT USABLE", console)
+        agreement = int8["agreement"]
+        title = f"int8 against float32, on {agreement['photos']} of {int8['photos']} calibration photos"
+        print_agreement(agreement, int8["bounds"], title if int8["usable"] else f"{title}: NOT USABLE", console)
 
 
 def _print_sizes(size_bytes: Mapping[str, int], console: Console) -> None:
@@ -100,11 +102,14 @@ def _print_sizes(size_bytes: Mapping[str, int], console: Console) -> None:
     console.print(table)
 
 
-def print_agreement(figures: Mapping[str, int | float], title: str, console: Console) -> None:
+def print_agreement(
+    figures: Mapping[str, int | float], bounds: Mapping[str, float] | None, title: str, console: Console
+) -> None:
     """Print how far heatmaps and scores are apart.
 
     Args:
         figures: As `engine.agreement.Agreement.report` returns them, and manifests hold them.
+        bounds: The least with which a scorer is usable, as manifests hold them; None if there are none.
         title: What was compared.
         console: Where to print.
     """
@@ -117,6 +122,10 @@ def print_agreement(figures: Mapping[str, int | float], title: str, console: Con
     ):
         table.add_row(text, f"{figures[name]:.4f}", f"{figures[f'{name}_worst']:.4f}")
     console.print(table)
+    if bounds is not None:
+        least = f"{bounds['spearman']:g} typical, {bounds['spearman_worst']:g} worst"
+        found = "met" if within(figures, bounds) else "NOT MET"
+        console.print(f"bounds of Spearman's ρ: {least}; {found} here")
 
 
 def _file_sizes(bundle: Bundle) -> dict[str, int]:

@@ -74,11 +74,14 @@ def main(
         Path | None, typer.Option(help="A photo at which the gradients are verified too.", metavar="PHOTO")
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Add a graph that scores masks in int8, in about 0.6 of the time.")
+        bool, typer.Option("--int8", help="Add a graph that scores masks in int8: 1.8 to 2.0 times as fast with VNNI.")
     ] = False,
     calibrate: Annotated[
         list[Path] | None,
-        typer.Option(help="Photo or folder to calibrate int8 on, repeat for several.", metavar="PHOTOS"),
+        typer.Option(
+            help="Photo or folder to calibrate int8 on, repeat for several; 8 different photos at least.",
+            metavar="PHOTOS",
+        ),
     ] = None,
     single_file: Annotated[
         Path | None,

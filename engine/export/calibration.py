@@ -1,5 +1,6 @@
 """The images on which the int8 scorer is calibrated: photos under masks, as scoring will see them."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.budget import plan_all
+from engine.decode import decode
 from engine.errors import ImageError, OptionError
 from engine.explainer import Explainer, top_classes
 from engine.feature_masks import FeatureMasks
@@ -20,17 +22,25 @@ _CLASSES = 2
 _SEED = 20102
 
 
-def expect_enough(photos: Sequence[Path]) -> None:
-    """Check that there are photos enough to calibrate on.
+def different(photos: Sequence[Path]) -> list[Path]:
+    """Decode photos, and leave out copies of others and those of one colour: they say nothing about other photos.
 
     Raises:
-        OptionError: There are fewer than `LEAST_PHOTOS`.
+        ImageError: A photo cannot be read.
+        OptionError: Fewer than `LEAST_PHOTOS` are left.
     """
-    if len(photos) < LEAST_PHOTOS:
+    found: dict[bytes, Path] = {}
+    for photo in photos:
+        picture = decode(photo, "RGB")
+        if picture.getcolors(1) is None:  # it has more than one
+            found.setdefault(hashlib.sha256(picture.tobytes()).digest(), photo)
+    if len(found) < LEAST_PHOTOS:
         raise OptionError(
-            f"{len(photos)} photos are given to calibrate on; expected {LEAST_PHOTOS} at least, of the kind that the "
-            "model will see: name more with --calibrate"
+            f"{len(found)} photo{' is' if len(found) == 1 else 's are'} given to calibrate on, without copies and "
+            f"photos of one colour; expected {LEAST_PHOTOS} at least, of the kind that the model will see: name more "
+            "with --calibrate"
         )
+    return list(found.values())
 
 
 def spread(photos: Sequence[Path], most: int) -> list[Path]:

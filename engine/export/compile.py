@@ -19,7 +19,7 @@ from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.bundle import INT8, SCHEMA_VERSION, Bundle, load_bundle
 from engine.errors import ModelError, OptionError, UnsupportedOpError
 from engine.export.biases import biased_ops
-from engine.export.calibration import expect_enough
+from engine.export.calibration import MOST_PHOTOS, different, spread
 from engine.export.cut import CutPoint, feature_layers
 from engine.export.differentiate import companion
 from engine.export.explain import explain
@@ -99,7 +99,7 @@ def export(
         photo: A photo at which the gradients are verified too; needs `preprocess`.
         int8: Add `forward.int8.onnx`, which scores masks in int8; needs `calibrate` and `preprocess`.
         calibrate: Photos, or folders of them, of the kind that the model will see: under masks they show which values
-            its activations take. At least 8.
+            its activations take. At least 8, copies and photos of one colour not counted.
         single_file: Write `explain.onnx`, with the weights inside, here too.
         embed_preprocess: Let `explain.onnx` take photos, uint8 [h, w, 3] of any size; needs `preprocess`.
         force: Replace a bundle, or a file, that exists.
@@ -118,7 +118,7 @@ def export(
         raise OptionError("nothing is to be written; expected an output, NAME.ada, or a single_file, NAME.onnx")
     if embed_preprocess and preprocess is None:
         raise OptionError("embed_preprocess is asked for without settings to embed; expected --preprocess")
-    photos = _photos(int8, calibrate, preprocess)
+    photos = _photos(int8, calibrate, preprocess, step)
     if single_file is not None:
         expect_writable(single_file, force=force)
     with _folder(output, force=force) as folder, _as_onnx(model, weights, size, step) as file:
@@ -274,12 +274,12 @@ def _as_onnx(
         yield file
 
 
-def _photos(int8: bool, calibrate: Sequence[Path], preprocess: Path | None) -> list[Path]:
-    """Return the photos to calibrate on, none without int8.
+def _photos(int8: bool, calibrate: Sequence[Path], preprocess: Path | None, step: Callable[[str], None]) -> list[Path]:
+    """Return the photos to calibrate on, of many some; none without int8.
 
     Raises:
         OptionError: The options do not go together, or there are too few photos.
-        ImageError: A folder holds no photo.
+        ImageError: A folder holds no photo, or a photo cannot be read.
     """
     if calibrate and not int8:
         raise OptionError(f"{calibrate[0]}: photos to calibrate on serve int8 only; expected --int8 with --calibrate")
@@ -291,9 +291,8 @@ def _photos(int8: bool, calibrate: Sequence[Path], preprocess: Path | None) -> l
         raise OptionError(
             "int8 is calibrated on photos, and nothing says how they become the input; expected --preprocess"
         )
-    photos = find_photos([str(path) for path in calibrate])
-    expect_enough(photos)
-    return photos
+    step("int8: read the photos")
+    return different(spread(find_photos([str(path) for path in calibrate]), MOST_PHOTOS))
 
 
 def _is_file(model: str) -> bool:

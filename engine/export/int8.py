@@ -7,11 +7,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from engine.agreement import measure_agreement
+from engine.agreement import measure_agreement, within
 from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from engine.bundle import INT8, load_bundle
 from engine.explainer import Explainer
-from engine.export.calibration import MOST_PHOTOS, masked_photos, spread
+from engine.export.calibration import masked_photos, spread
 from engine.export.pack import Placed, write_graphs
 from engine.export.quantize import METHOD, quantize
 
@@ -30,7 +30,7 @@ def add_int8(
     Args:
         folder: The bundle.
         model: Its forward graph, with constants in memory; it is changed.
-        photos: Photos to calibrate on; of many, some.
+        photos: Photos to calibrate on, at most `MOST_PHOTOS`.
         placed: What `weights.bin` holds already.
         step: Called with the name of each step before it starts.
 
@@ -42,7 +42,7 @@ def add_int8(
         ImageError: A photo cannot be read.
         BackendError: The runtime failed.
     """
-    bundle, photos = load_bundle(folder), spread(photos, MOST_PHOTOS)
+    bundle = load_bundle(folder)
     with Explainer(bundle, OnnxRuntimeCpu()) as float32:
         images = masked_photos(
             float32, photos, lambda number: step(f"int8: masks of photo {number + 1} of {len(photos)}")
@@ -50,13 +50,14 @@ def add_int8(
         step("int8: quantize")
         quantized = quantize(model, images)
         write_graphs(folder, {INT8.removesuffix(".onnx"): quantized.model}, placed)
+        bounds = {"spearman": SPEARMAN_BOUND, "spearman_worst": SPEARMAN_WORST_BOUND}
         record = {
             "method": METHOD,
             "photos": len(photos),
             "images": len(images),
             "convolutions": quantized.convolutions,
             "float32_convolutions": quantized.left_out,
-            "bounds": {"spearman": SPEARMAN_BOUND, "spearman_worst": SPEARMAN_WORST_BOUND},
+            "bounds": bounds,
         }
         manifest: Any = bundle.manifest  # its shape is what the schema says
         graphs = {**manifest["graphs"], "int8": INT8}
@@ -69,5 +70,4 @@ def add_int8(
                 progress=lambda done, count: step(f"int8: agreement, photo {min(done + 1, count)} of {count}"),
             )
     found = agreement.report()  # as it is recorded and printed
-    usable = found["spearman"] >= SPEARMAN_BOUND and found["spearman_worst"] >= SPEARMAN_WORST_BOUND
-    return {**record, "agreement": found, "usable": usable}
+    return {**record, "agreement": found, "usable": within(found, bounds)}

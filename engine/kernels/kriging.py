@@ -43,7 +43,7 @@ def thumbnails(maps: NDArray[np.float32], size: tuple[int, int]) -> Floats:
     rows, columns = cell_means(maps.shape[1], size[0]), cell_means(maps.shape[2], size[1])
     means = np.einsum("gh,khf->kgf", rows, np.einsum("khw,fw->khf", maps, columns, dtype=np.float64))
     low, high = (extreme.astype(np.float64)[:, None, None] for extreme in (maps.min((1, 2)), maps.max((1, 2))))
-    return np.asarray(((means - low) / (high - low)).reshape(len(maps), -1))
+    return np.asarray(((means - low) / (high - low)).reshape(len(maps), len(rows) * len(columns)))
 
 
 @lru_cache(maxsize=64)

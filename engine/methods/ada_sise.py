@@ -32,7 +32,7 @@ from engine.probe import Probe
 PRESETS: dict[str, int | None] = {"exact": None, "balanced": 100, "fast": 25}
 """How many masks each scores for a class; None for all."""
 
-STABILITY = "stability"
+SETTLED = "settled"
 _STRIDE = 4
 
 Floats = NDArray[np.float32]
@@ -50,7 +50,7 @@ class AdaSise:
         baseline: What masked-out pixels become: `zero` in the network's input space, `blur`, or a colour (r, g, b).
         preset: `exact` scores every mask; `balanced` and `fast` score 100 and 25, those that tell most of the others,
             whose scores they estimate; see `engine.kernels.kriging`. A result of at least two but fewer than all
-            masks, if it is not all zeros, has the figure `stability`: Spearman's correlation, in every fourth row and
+            masks, if it is not all zeros, has the figure `settled`: Spearman's correlation, in every fourth row and
             column, with the heatmap that the first half of its scores gives.
 
     Raises:
@@ -133,7 +133,7 @@ class AdaSise:
                 fewer = kriging.estimate(half, scores[half])
                 before, _ = fuse(views_of(maps, masks, own, scores, fewer, probe.size), self.fusion)
                 before = np.zeros(probe.size) if before is None else before
-                figures[STABILITY] = spearman(before[::_STRIDE, ::_STRIDE], heatmap[::_STRIDE, ::_STRIDE])
+                figures[SETTLED] = spearman(before[::_STRIDE, ::_STRIDE], heatmap[::_STRIDE, ::_STRIDE])
         layers = tuple(
             _report(layer, number, own, scores, values, cut)
             for number, (layer, cut) in enumerate(zip(probe.bundle.layers, cuts, strict=True))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.machine import machine
+from benchmarks.machine import listed, machine
 
 
 def write_cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
@@ -20,6 +20,10 @@ def write_cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
         return text
 
     monkeypatch.setattr(Path, "read_text", replaced)
+
+
+def test_facts_in_a_line() -> None:
+    assert listed({"processor": "Fast CPU", "cores": 2}) == "processor Fast CPU, cores 2"
 
 
 def test_processor_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ import json
 import logging
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 import engine
 from engine.__main__ import app
+from engine.agreement import Agreement, measure_agreement
 from engine.bundle import load_bundle
 from engine.cli.console import run
+from tests.devices import needs_openvino
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -26,7 +29,8 @@ def test_table_and_json(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capf
     assert call(monkeypatch, "agreement", int8_bundle, photos, "--json") == 0
     figures = json.loads(capfd.readouterr().out)
     record = load_bundle(int8_bundle).manifest["int8"]
-    assert figures == {"device": "cpu", "precision": "int8", **record["agreement"]}
+    bounds = {"bounds": {"spearman": 0.98, "spearman_worst": 0.9}, "within_bounds": True}
+    assert figures == {"device": "cpu", "precision": "int8", **record["agreement"], **bounds}
 
     assert call(monkeypatch, "agreement", int8_bundle, photos / "00.png", photos / "01.png", "--top", 2) == 0
     out = capfd.readouterr().out
@@ -34,6 +38,30 @@ def test_table_and_json(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capf
     assert re.search(r"4 heatmaps of 2 photos, \d+ masks +typical +worst", out)
     assert re.search(r"Spearman's ρ of two heatmaps \(median\) +[01]\.\d{4} +[01]\.\d{4}", out)
     assert re.search(r"difference of a mask's scores \(mean\) +0\.00\d\d +0\.0\d{3}", out)
+    assert "bounds of Spearman's ρ: 0.98 typical, 0.9 worst; met here\n" in out
+
+
+def test_bounds_that_are_not_met(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def measured(*arguments: Any, **options: Any) -> Agreement:
+        return replace(measure_agreement(*arguments, **options), spearman_worst=0.8999)
+
+    monkeypatch.setattr("engine.cli.agreement.measure_agreement", measured)
+    command = ("agreement", int8_bundle, int8_bundle.parent / "photos" / "00.png")
+    assert call(monkeypatch, *command) == 0
+    assert "bounds of Spearman's ρ: 0.98 typical, 0.9 worst; NOT MET here\n" in capfd.readouterr().out
+    assert call(monkeypatch, *command, "--json") == 0
+    assert json.loads(capfd.readouterr().out)["within_bounds"] is False
+
+
+@needs_openvino
+def test_bounds_are_of_int8(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ("agreement", int8_bundle, int8_bundle.parent / "photos" / "00.png")
+    assert call(monkeypatch, *command, "--device", "openvino", "--precision", "float32") == 0
+    assert "bounds" not in capfd.readouterr().out
 
 
 def test_float32_is_not_compared_with_itself(
@@ -69,5 +97,6 @@ def test_inspect_prints_the_agreement(
 ) -> None:
     assert call(monkeypatch, "inspect", int8_bundle) == 0
     out = capfd.readouterr().out
-    assert "int8 against float32, calibrated on 8 photos" in out
+    assert "int8 against float32, on 8 of 8 calibration photos" in out
+    assert "bounds of Spearman's ρ: 0.98 typical, 0.9 worst; met here\n" in out
     assert "NOT USABLE" not in out

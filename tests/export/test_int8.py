@@ -24,6 +24,8 @@ from engine.agreement import Agreement, measure_agreement
 from engine.bundle import load_bundle
 from engine.errors import BundleError, ImageError, ModelError, OptionError
 from engine.export import export, int8
+from engine.methods import METHODS
+from engine.pace import Pace
 from tests.calibrated import write_photos
 from tests.test_contract import edit
 from tests.tiny_cnn import photo_pixels, tiny_cnn, write_tiny_cnn
@@ -95,6 +97,34 @@ def test_only_the_scores_of_masks_are_int8(int8_bundle: Path) -> None:
         np.testing.assert_array_equal(layer.selected_channels, right.selected_channels)
         assert layer.threshold == right.threshold
         assert 0 < np.nanmax(np.abs(layer.scores - right.scores)) < 0.03
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_of_methods_that_score_no_mask_are_float32(int8_bundle: Path, method: str) -> None:
+    options = {"iterations": 2} if method == "extremal-perturbation" else {}
+    with engine.load(int8_bundle, precision="int8") as explainer:
+        result = explainer.explain(photo_pixels(), method=method, **options)
+    scoring = {"ada-sise", "sise", "rise", "score-cam", "group-cam"}
+    assert result.precision == ("int8" if method in scoring else "float32")
+    assert result.report()["precision"] == result.precision
+    assert result.how.endswith(" · int8") is (method in scoring)
+
+
+def test_maps_in_the_place_of_late_ones_are_float32(int8_bundle: Path) -> None:
+    with engine.load(int8_bundle, precision="int8") as explainer:
+        late = explainer.explain(photo_pixels(), deadline_ms=1e-6)
+        assert (late.method, late.precision) == ("grad-cam", "float32")
+        for _ in range(60):
+            explainer._costs.note("row of forward.int8", 1e6)
+        unscored = explainer.explain(photo_pixels(), deadline_ms=600_000)
+    assert (unscored.method, unscored.scored, unscored.precision) == ("ada-sise", 0, "float32")
+
+
+def test_a_class_for_which_no_mask_was_scored_is_float32(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "room", lambda _, started, planned: min(1, planned) - started)
+    with engine.load(int8_bundle, precision="int8") as explainer:
+        found = explainer.explain(photo_pixels(), [0, 4], deadline_ms=600_000)
+    assert [(result.scored, result.precision) for result in found] == [(1, "int8"), (0, "float32")]
 
 
 def test_the_same_bytes_twice_and_nothing_left(
@@ -184,8 +214,18 @@ def test_below_a_bound_it_is_kept_and_refused(
         (
             {"int8": True, "calibrate": [Path("photos/00.png"), Path("photos/01.png")]},
             OptionError,
-            "2 photos are given to calibrate on; expected 8 at least, of the kind that the model will see: name more "
-            "with --calibrate",
+            "2 photos are given to calibrate on, without copies and photos of one colour; expected 8 at least, of the "
+            "kind that the model will see: name more with --calibrate",
+        ),
+        (
+            {"int8": True, "calibrate": [Path("copies"), Path("photos/00.png")]},
+            OptionError,
+            "1 photo is given to calibrate on, without copies and photos of one colour; expected 8 at least",
+        ),
+        (
+            {"int8": True, "calibrate": [Path("photos"), Path("gone.png")]},
+            ImageError,
+            "gone.png: cannot be read as a photo: No such file or directory",
         ),
         (
             {"int8": True, "calibrate": [Path("empty")]},
@@ -208,21 +248,26 @@ def test_what_cannot_be_calibrated(
     text: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_photos(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    (copies := tmp_path / "copies").mkdir()
+    for number in range(9):
+        Image.open(photos / "00.png").save(copies / f"{number}.bmp")
+        Image.new("RGB", (60, 60), (number, 0, 0)).save(copies / f"plain{number}.png")
+    steps: list[str] = []
     with pytest.raises(error, match=f"^{re.escape(text)}"):
-        tiny(**options)
+        tiny(**options, step=steps.append)
+    assert "import" not in steps  # it is said before anything is compiled
     assert not [*tmp_path.glob("*.ada"), *tmp_path.glob(".*.ada*")]
 
 
 def test_photos_that_give_no_mask(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    """Photos of one colour each, which is the mean: every feature map is flat."""
-    (folder := tmp_path / "grey").mkdir()
+    """Photos of which the preprocessing leaves zeros: every feature map is flat."""
+    folder = write_photos(tmp_path / "photos")
     preprocess = tmp_path / "zero.json"
-    preprocess.write_text(json.dumps({"resize": 36, "interp": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3}))
-    for number in range(8):
-        Image.new("RGB", (60, 60)).save(folder / f"{number}.png")
+    settings = {"resize": 36, "interp": "bilinear", "scale": 1e30, "mean": [0.0] * 3, "std": [1e30] * 3}
+    preprocess.write_text(json.dumps(settings))
     text = "none of the 8 photos to calibrate on gives a mask; expected photos that the model answers to"
     with pytest.raises(ImageError, match=f"^{re.escape(text)}$"):
         tiny(int8=True, calibrate=[folder], preprocess=preprocess)
