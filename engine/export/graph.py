@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from engine.errors import ModelError, UnsupportedOpError
 
 _COMPARISONS = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "Not", "Or"})
-_INDICES = frozenset({"ArgMax", "Shape"})
+_INDICES = frozenset({"ArgMax", "NonZero", "Shape"})
 
 AttributeValue: TypeAlias = int | float | str | Sequence[int] | Sequence[float] | ir.Graph
 
@@ -201,7 +201,11 @@ class GraphBuilder:
 
     def count_up(self, count: ir.Value) -> ir.Value:
         """Append the numbers from 0 up to a count int64 [1], without it: int64 [count]."""
-        return self.op("Range", self.ints(0), self.op("Squeeze", count), self.ints(1))
+        return self.op("Range", self.ints(0), self.op("Squeeze", count, self.ints([0])), self.ints(1))
+
+    def positions(self, wanted: ir.Value) -> ir.Value:
+        """Append the numbers of the elements of bool [n] that are true, int64 [m]."""
+        return self.op("Reshape", self.op("NonZero", wanted), self.ints([-1]))
 
     def inner(self, name: str, inputs: Sequence[ir.Value] = ()) -> "GraphBuilder":
         """Return the builder of a graph within this one, which may use its values."""
@@ -234,7 +238,7 @@ class GraphBuilder:
         return found
 
     def loop_body(self, name: str, start: Mapping[str, ir.Value]) -> tuple["GraphBuilder", ir.Value, list[ir.Value]]:
-        """Begin the body of a Loop.
+        """Begin the body of a Loop. What it carries keeps its shape: not every runtime lets it grow.
 
         Args:
             name: What its names begin with.
@@ -263,7 +267,8 @@ class GraphBuilder:
             after: What the body carries, as it is after a step.
         """
         body.graph.outputs.extend(after)
-        found = self.ops("Loop", len(start), self.op("Squeeze", steps), None, *start.values(), body=body.graph)
+        count = self.op("Squeeze", steps, self.ints([0]))
+        found = self.ops("Loop", len(start), count, None, *start.values(), body=body.graph)
         for value, first in zip(found, start.values(), strict=True):
             value.type = first.type
         return found

@@ -33,20 +33,20 @@ def fuse(g: GraphBuilder, views: Sequence[tuple[ir.Value, ir.Value]]) -> ir.Valu
 def _otsu_threshold(g: GraphBuilder, values: ir.Value) -> ir.Value:
     """Append Otsu's threshold of float64 [H, W] from 0 to 1, in 256 bins: float64 [1].
 
-    A bin's edges are multiples of 1/256, so that the bin of a value is exact. All is counted in whole numbers.
+    A bin's edges are multiples of 1/256, so that the bin of a value is exact; so is what is counted, in whole numbers
+    below 2⁵³. They are float64, since some runtimes compute int64 in 32 bits.
     """
     bins = g.cast(g.op("Mul", values, g.doubles(_BINS)), ir.DataType.INT64)  # towards zero
     bins = g.op("Clip", g.op("Reshape", bins, g.ints([-1])), g.ints(0), g.ints(_BINS - 1))
     ones = g.op("Expand", g.ints([1]), g.op("Shape", bins))
     counts = g.op("ScatterElements", g.ints(np.zeros(_BINS)), bins, ones, reduction="add")
-    n = g.op("ReduceSum", counts, g.ints([0]))
-    total = g.op("ReduceSum", g.op("Mul", counts, g.ints(np.arange(_BINS))), g.ints([0]))
-    mass = g.op("CumSum", g.op("Mul", counts, g.ints(np.arange(_BINS))), g.ints(0))
-    below = g.op("CumSum", counts, g.ints(0))
-    above = g.op("Max", g.op("Sub", n, below), g.ints(1))  # 0 after the last bin, whose distance is 0
-    distance = g.cast(g.op("Sub", g.op("Mul", n, mass), g.op("Mul", below, total)), ir.DataType.DOUBLE)
-    parts = g.cast(g.op("Max", g.op("Mul", below, above), g.ints(1)), ir.DataType.DOUBLE)
-    best = g.op("ArgMax", g.op("Div", g.op("Mul", distance, distance), parts), axis=0)
-    return g.op(
-        "Div", g.cast(g.op("Add", g.op("Mul", best, g.ints(2)), g.ints(1)), ir.DataType.DOUBLE), g.doubles(2.0 * _BINS)
-    )
+    counts = g.cast(counts, ir.DataType.DOUBLE)
+    masses = g.op("Mul", counts, g.doubles(np.arange(_BINS)))
+    n, total = (g.op("ReduceSum", value, g.ints([0])) for value in (counts, masses))
+    below, mass = (g.op("CumSum", value, g.ints(0)) for value in (counts, masses))
+    one = g.doubles(1.0)
+    above = g.op("Max", g.op("Sub", n, below), one)  # 0 after the last bin, whose distance is 0
+    distance = g.op("Sub", g.op("Mul", n, mass), g.op("Mul", below, total))
+    variance = g.op("Div", g.op("Mul", distance, distance), g.op("Max", g.op("Mul", below, above), one))
+    best = g.cast(g.op("ArgMax", variance, axis=0), ir.DataType.DOUBLE)
+    return g.op("Div", g.op("Add", best, g.doubles(0.5)), g.doubles(_BINS))

@@ -5,7 +5,6 @@ All of it is float64.
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from engine.budget import DESIGNED
@@ -82,17 +81,17 @@ def telling_first(g: GraphBuilder, process: Process, total: ir.Value, count: ir.
     witnesses = g.op("Min", total, g.ints([WITNESSES]))
     witnesses = g.op("Div", g.op("Mul", g.count_up(witnesses), total), witnesses)
     every = g.count_up(total)
+    steps = g.op("Min", count, g.ints([DESIGNED]))
+    rows = g.count_up(steps)
     ones = g.op("Expand", g.doubles([1.0]), total)
-    untaken = g.op("Greater", ones, g.doubles(0.0))
     start = {
         "covariance": process.covariance(g, witnesses),
         "variance": ones,
-        "factors": g.op("Unsqueeze", g.op("Sub", ones, ones), g.ints([0])),
-        "untaken": untaken,
-        "order": g.ints(np.zeros(0)),
+        "factors": g.op("Expand", g.doubles(0.0), g.op("Concat", steps, total, axis=0)),
+        "untaken": g.op("Greater", ones, g.doubles(0.0)),
+        "order": rows,
     }
-    body, number, (covariance, variance, factors, untaken, order) = g.loop_body("telling", start)
-    del number
+    body, step, (covariance, variance, factors, untaken, order) = g.loop_body("telling", start)
     noisy = body.op("Add", variance, body.doubles(NOISE))
     gain = body.op("Div", body.op("ReduceSumSquare", covariance, body.ints([0]), keepdims=0), noisy)
     gain = body.op("Where", untaken, gain, body.doubles(-1.0))
@@ -105,15 +104,16 @@ def telling_first(g: GraphBuilder, process: Process, total: ir.Value, count: ir.
     flat = body.op("Squeeze", column, body.ints([0]))
     seen = body.op("Unsqueeze", body.op("Gather", flat, witnesses), body.ints([1]))
     others = body.op("Not", body.op("Equal", every, best))
+    here = body.op("Equal", rows, step)
     after = [
         body.op("Sub", covariance, body.op("Mul", seen, column)),
         body.op("Max", body.op("Sub", variance, body.op("Mul", flat, flat)), body.doubles(0.0)),
-        body.op("Concat", factors, column, axis=0),
+        body.op("Where", body.op("Unsqueeze", here, body.ints([1])), column, factors),
         body.op("And", untaken, others),
-        body.op("Concat", order, best, axis=0),
+        body.op("Where", here, best, order),
     ]
-    *_, untaken, order = g.loop(body, g.op("Min", count, g.ints([DESIGNED])), start, after)
-    order = g.op("Concat", order, g.op("Compress", every, untaken, axis=0), axis=0)
+    *_, untaken, order = g.loop(body, steps, start, after)
+    order = g.op("Concat", order, g.positions(untaken), axis=0)
     return g.op("Slice", order, g.ints([0]), count)
 
 

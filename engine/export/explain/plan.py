@@ -32,7 +32,7 @@ class Plan:
     def of_layer(self, g: GraphBuilder, numbers: ir.Value, layer: int) -> ir.Value:
         """Append those of some numbers of masks that belong to a layer: int64."""
         own = g.op("Equal", g.op("Gather", self.layers, numbers), g.ints(layer))
-        return g.op("Compress", numbers, own, axis=0)
+        return g.op("Gather", numbers, g.positions(own))
 
     def values(self, g: GraphBuilder, scores: ir.Value) -> ir.Value:
         """Append what each mask is taken to score, float64 [n].
@@ -84,7 +84,7 @@ def plan(
     ]
     points = then.op("Gather", then.op("Concat", *own[::-1], axis=0), turns)
     telling = telling_first(then, Process.of(then, points), total, most)
-    none = other.op("Identity", other.doubles(np.zeros((0, 0))))
+    none = other.op("Identity", other.doubles(np.zeros((1, 1))))
     points, order = g.branch(partial, then, [points, telling], other, [none, other.count_up(total)])
     return Plan(
         layers=g.op("Gather", layer, turns),

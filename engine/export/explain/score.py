@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from engine.export.graph import GraphBuilder
@@ -41,31 +40,34 @@ def score(
     begins = [g.ints([0])]
     for own in channels:
         begins.append(g.op("Add", begins[-1], g.op("Shape", own)))
-    none = g.doubles(np.zeros(0))
-    start = {"scores": none, "minimum": none, "extent": none}
+    zeros = g.op("Expand", g.doubles(0.0), begins[-1])
+    start = {"scores": zeros, "minimum": zeros, "extent": zeros}
     body, number, carried = g.loop_body("score", start)
-    masks, *extrema = _masks(body, number, maps, channels, begins, source.image_shape[1:])
+    first = body.op("Mul", number, body.ints([_BATCH]))
+    masks, *extrema = _masks(body, first, maps, channels, begins, source.image_shape[1:])
     logits = _network(body, source, body.op("Mul", masks, image))
     scores = body.op("Gather", activate(body, logits, source.activation), target, axis=1)
     found = [body.op("Reshape", body.cast(v, ir.DataType.DOUBLE), body.ints([-1])) for v in (scores, *extrema)]
-    after = [body.op("Concat", *both, axis=0) for both in zip(carried, found, strict=True)]
+    places = body.op("Add", body.count_up(body.op("Shape", found[0])), first)
+    after = [body.op("ScatterElements", before, places, now) for before, now in zip(carried, found, strict=True)]
     steps = g.op("Div", g.op("Add", begins[-1], g.ints([_BATCH - 1])), g.ints([_BATCH]))
     return g.loop(body, steps, start, after)
 
 
 def _masks(
     g: GraphBuilder,
-    number: ir.Value,
+    start: ir.Value,
     maps: Sequence[ir.Value],
     channels: Sequence[ir.Value],
     begins: Sequence[ir.Value],
     size: tuple[int, int],
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Append the masks of one run: float32 [n, 1, H, W], and of each the minimum and extent of its upsampled map.
+    """Append the masks of one run, from mask number `start` on; the minimum and extent of each upsampled map, too.
+
+    The masks are float32 [n, 1, H, W].
 
     The map's own minimum is taken off before it is upsampled, as in `engine.kernels.mask`.
     """
-    start = g.op("Mul", number, g.ints([_BATCH]))
     wide, bases = [], []
     for own, chosen, begin in zip(maps, channels, begins[:-1], strict=True):
         first = g.op("Max", g.op("Sub", start, begin), g.ints([0]))

@@ -44,7 +44,7 @@ def choose(g: GraphBuilder, maps: ir.Value, average: ir.Value, channels: int) ->
     uneven = g.op("Greater", g.op("Sub", high, low), g.op("Mul", largest, g.floats(FLAT, like=largest)))
     first = g.op("Less", g.ints(np.arange(channels)), kept)
     wanted = g.op("And", first, g.op("Gather", uneven, order))
-    return Chosen(channels=g.op("Compress", order, wanted, axis=0), selected=kept)
+    return Chosen(channels=g.op("Gather", order, g.positions(wanted)), selected=kept)
 
 
 def _upper_class(g: GraphBuilder, descending: ir.Value, channels: int) -> ir.Value:
