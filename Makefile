@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check package slow openvino clean
+.PHONY: demo test check package slow openvino hosts clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -23,6 +23,10 @@ slow: $(VENV)/.dev
 # Recipro-CAM and RISE beside openvino-xai.
 openvino: $(VENV)/.dev $(VENV)-openvino/.ready
 	$(BIN)/python -m pytest tests/packages/test_openvino_xai.py
+
+# explain.onnx in Node, and in Chromium if it is installed.
+hosts: $(VENV)/.dev tests/hosts/node_modules/.ready
+	$(BIN)/python -m pytest tests/hosts
 
 # Builds the wheel, compares its contents with the repository, and tries it in a clean venv outside the checkout.
 package: $(VENV)/.dev
@@ -51,5 +55,10 @@ $(VENV)-openvino/.ready: Makefile
 	$(VENV)-openvino/bin/pip install --quiet --disable-pip-version-check openvino-xai==1.1.0
 	touch $@
 
+# Without scripts: that of onnxruntime-node fetches CUDA.
+tests/hosts/node_modules/.ready: tests/hosts/package.json
+	cd tests/hosts && npm install --ignore-scripts --no-audit --no-fund --no-package-lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-openvino build dist *.egg-info demo-output
+	rm -rf $(VENV) $(VENV)-openvino tests/hosts/node_modules build dist *.egg-info demo-output
