@@ -356,11 +356,12 @@ class Explainer:
     ) -> list[Explanation]:
         """Explain every class that is asked about."""
         _, height, width = self.bundle.image_shape
-        finish_s = self._costs.high(FINISH.format(method.name))
-        if finish_s is None:
-            finish_s = _FINISH_S * len(self.bundle.layers) * height * width
-        probe = self.probe(image, target, **asked, finish_s=finish_s, shared=shared)
-        return answer(probe, method, self._costs, visualization_maps=visualization_maps)
+        with self._costs.call():
+            finish_s = self._costs.high(FINISH.format(method.name))
+            if finish_s is None:
+                finish_s = _FINISH_S * len(self.bundle.layers) * height * width
+            probe = self.probe(image, target, **asked, finish_s=finish_s, shared=shared)
+            return answer(probe, method, self._costs, visualization_maps=visualization_maps)
 
 
 def top_classes(explainer: Explainer, photo: Photo, count: int) -> list[int]:

@@ -103,6 +103,20 @@ def test_what_was_refused_long_enough_is_tried_again(explainer: engine.Explainer
     assert methods == ["grad-cam"] * 7 + ["ada-sise"] * 2
 
 
+def test_calls_at_the_same_time_are_planned_apart(explainer: engine.Explainer) -> None:
+    for _ in range(2):
+        explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
+    with explainer._costs.call(), explainer._costs.call():
+        takes(explainer, "tapped of 1", 1e6)
+    with explainer._costs.call():
+        is_grad_cam(explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE), explainer)
+        for result in explainer.explain_many([photo_pixels()], deadline_ms=NEVER_LATE):
+            is_grad_cam(result, explainer)
+        with pytest.raises(engine.DeadlineError):
+            explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
+    assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).complete
+
+
 @pytest.mark.parametrize("too_late", ["grad-cam", "error"])
 @pytest.mark.parametrize(("slow", "refusals"), [(1, 8), (64, 64)])
 def test_a_finish_that_was_slow_is_tried_again(
@@ -199,6 +213,16 @@ def test_what_was_in_vain_is_no_part_of_what_grad_cam_does(
     for _ in range(2):
         assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method == "grad-cam"
     assert explainer._costs.high("finish grad-cam") < 0.4
+
+
+def test_what_comes_after_the_masks_is_noted_for_each_class(
+    explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = []
+    monkeypatch.setattr(explainer._costs, "note", lambda work, _, times=1: noted.append((work, times)))
+    explainer.explain(photo_pixels(), [0, 1, 2])
+    explainer.explain(photo_pixels(), [0, 1], deadline_ms=1e-6)
+    assert [what for what in noted if "finish" in what[0]] == [("finish ada-sise", 3), ("finish grad-cam", 2)]
 
 
 def test_each_class_leaves_time_for_its_own_map(explainer: engine.Explainer) -> None:
