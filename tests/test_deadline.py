@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from engine.backends import Brake
 from engine.costs import Costs
 from engine.deadline import Deadline
 from engine.methods import ada_sise
+from engine.network import Tapped
 from engine.options import Options
 from engine.pace import Pace
+from engine.probe import Probe
 from tests.tiny_cnn import photo_pixels
 
 NEVER_LATE = 600_000.0
@@ -115,6 +118,24 @@ def test_calls_at_the_same_time_are_planned_apart(explainer: engine.Explainer) -
         with pytest.raises(engine.DeadlineError):
             explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
     assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).complete
+
+
+def test_a_call_that_begins_meanwhile_is_reckoned_with(
+    explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method == "ada-sise"
+    with explainer._costs.call(), explainer._costs.call():
+        takes(explainer, "finish ada-sise", 1e6)
+    tap = Probe.tap
+    with ExitStack() as others:
+
+        def joined(probe: Probe) -> Tapped:
+            others.enter_context(explainer._costs.call())
+            return tap(probe)
+
+        monkeypatch.setattr(Probe, "tap", joined)
+        is_grad_cam(explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE), explainer)
 
 
 @pytest.mark.parametrize("too_late", ["grad-cam", "error"])
@@ -240,7 +261,7 @@ def of_100_s(too_late: str, finish_s: float) -> tuple[float, Deadline]:
             costs.note(work, seconds)
     options = Options(activation="softmax", deadline_ms=100_000.0, too_late=too_late)
     began = time.perf_counter()
-    return began, Deadline(options, costs, began, finish_s, classes=20, spare="last_layer of 8", spare_runs=3)
+    return began, Deadline(options, costs, began, lambda: finish_s, classes=20, spare="last_layer of 8", spare_runs=3)
 
 
 @pytest.mark.parametrize(
