@@ -42,12 +42,12 @@ def answer(probe: Probe, method: Method, costs: Costs, *, visualization_maps: bo
         _explanation(probe, attribution, used, method, index, float(score), visualization_maps)
         for (attribution, used), index, score in zip(found, probe.classes, class_scores, strict=True)
     ]
-    took = (time.perf_counter() - probe.scored_at) / len(found)
+    took = time.perf_counter() - probe.scored_at
     if any(used.name == method.name for _, used in found):
-        costs.note(finish, took)
+        costs.note(finish, took, len(found))
     else:
         costs.refused(finish)
-        costs.note(FINISH.format(GradCam.name), took)
+        costs.note(FINISH.format(GradCam.name), took, len(found))
     for result in results:
         _LOG.info("%s", result)
         for warning in result.warnings:

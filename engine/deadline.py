@@ -1,6 +1,7 @@
 """The deadline of one call: which runs of the network still fit, and when one that takes too long is stopped."""
 
 import time
+from collections.abc import Callable
 
 from engine.costs import Costs
 from engine.errors import DeadlineError
@@ -17,7 +18,7 @@ class Deadline:
         options: How to ask: `deadline_ms`, and in `too_late` whether a late map has one of the last layer in its place.
         costs: What runs have taken lately.
         began: When the call began, on the clock of `time.perf_counter`, in seconds.
-        finish_s: What is to be done for each class after the last run of the network, in seconds.
+        finish_s: Says what is to be done for each class after the last run of the network, in seconds, as it seems now.
         classes: How many classes are explained.
         spare: What `costs` calls a run for the maps that take the place of late ones.
         spare_runs: How many such runs those of all classes take.
@@ -28,7 +29,7 @@ class Deadline:
         options: Options,
         costs: Costs,
         began: float,
-        finish_s: float,
+        finish_s: Callable[[], float],
         *,
         classes: int,
         spare: str,
@@ -38,7 +39,7 @@ class Deadline:
         self._ends = None if self._ms is None else began + self._ms / 1e3
         self._spares = options.too_late != "error"
         self._costs = costs
-        self._finish_s = classes * finish_s
+        self._finish_s_each = finish_s
         self._classes = classes
         self._spare = spare
         self._spare_runs = spare_runs
@@ -104,6 +105,10 @@ class Deadline:
             f"deadline_ms is {self._ms:g}, and {what}; expected a longer one, or too_late='grad-cam', which gives a "
             "map of the last layer in the place of a late one"
         )
+
+    @property
+    def _finish_s(self) -> float:
+        return self._classes * self._finish_s_each()
 
     @property
     def _spare_finish_s(self) -> float:

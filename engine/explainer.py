@@ -1,6 +1,6 @@
 """Explaining the answers of one model: an image and its classes in, explanations out."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -108,7 +108,7 @@ class Explainer:
         image: Photo,
         target: Target | Targets = None,
         *,
-        finish_s: float = 0.0,
+        finish_s: Callable[[], float] = float,
         shared: SharedLanes | None = None,
         **asked: Unpack[Asked],
     ) -> Probe:
@@ -117,7 +117,7 @@ class Explainer:
         Args:
             image: As for `explain`.
             target: The classes that are asked about.
-            finish_s: What is to be done for each class after the last run of the network, in seconds.
+            finish_s: Says what is to be done for each class after the last run of the network, in seconds.
             shared: The lanes, if changed forms of other images are scored with this one's.
             asked: How to ask the network, as for `explain`.
 
@@ -358,11 +358,14 @@ class Explainer:
     ) -> list[Explanation]:
         """Explain every class that is asked about."""
         _, height, width = self.bundle.image_shape
-        finish_s = self._costs.high(FINISH.format(method.name))
-        if finish_s is None:
-            finish_s = _FINISH_S * len(self.bundle.layers) * height * width
-        probe = self.probe(image, target, **asked, finish_s=finish_s, shared=shared)
-        return answer(probe, method, self._costs, visualization_maps=visualization_maps)
+        first_s = _FINISH_S * len(self.bundle.layers) * height * width
+
+        def finish_s() -> float:
+            return self._costs.high(FINISH.format(method.name)) or first_s
+
+        with self._costs.call():
+            probe = self.probe(image, target, **asked, finish_s=finish_s, shared=shared)
+            return answer(probe, method, self._costs, visualization_maps=visualization_maps)
 
 
 def top_classes(explainer: Explainer, photo: Photo, count: int) -> list[int]:

@@ -80,7 +80,7 @@ class Pace:
 
     def measured(self, rows: int, seconds: float) -> None:
         """Take note of what a run took."""
-        self._costs.note(self._row, seconds / rows)
+        self._costs.note(self._row, seconds, rows)
 
     def room(self, started: int, planned: int) -> int:
         """Return how many rows the next run may have; 0 when it is to be the last.

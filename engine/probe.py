@@ -39,8 +39,8 @@ class Probe:
         targets: Indices of the classes, `TOP_CLASS` for the top-1 class.
         options: How to ask.
         costs: What runs have taken lately, for deadlines.
-        finish_s: What a method needs for each class after its last run of the network, in seconds: a deadline leaves
-            so much.
+        finish_s: Says what a method needs for each class after its last run of the network, in seconds: a deadline
+            leaves so much.
         shared: The lanes, if changed forms of other images are scored with this one's.
 
     Raises:
@@ -65,7 +65,7 @@ class Probe:
         targets: Sequence[int],
         options: Options,
         costs: Costs,
-        finish_s: float = 0.0,
+        finish_s: Callable[[], float] = float,
         shared: SharedLanes | None = None,
     ) -> None:
         self.clock = Clock()

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from engine.backends import Brake
 from engine.costs import Costs
 from engine.deadline import Deadline
 from engine.methods import ada_sise
+from engine.network import Tapped
 from engine.options import Options
 from engine.pace import Pace
+from engine.probe import Probe
 from tests.tiny_cnn import photo_pixels
 
 NEVER_LATE = 600_000.0
@@ -101,6 +104,38 @@ def test_what_was_refused_long_enough_is_tried_again(explainer: engine.Explainer
     explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
     methods = [explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method for _ in range(9)]
     assert methods == ["grad-cam"] * 7 + ["ada-sise"] * 2
+
+
+def test_calls_at_the_same_time_are_planned_apart(explainer: engine.Explainer) -> None:
+    for _ in range(2):
+        explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE)
+    with explainer._costs.call(), explainer._costs.call():
+        takes(explainer, "tapped of 1", 1e6)
+    with explainer._costs.call():
+        is_grad_cam(explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE), explainer)
+        for result in explainer.explain_many([photo_pixels()], deadline_ms=NEVER_LATE):
+            is_grad_cam(result, explainer)
+        with pytest.raises(engine.DeadlineError):
+            explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE, too_late="error")
+    assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).complete
+
+
+def test_a_call_that_begins_meanwhile_is_reckoned_with(
+    explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        assert explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE).method == "ada-sise"
+    with explainer._costs.call(), explainer._costs.call():
+        takes(explainer, "finish ada-sise", 1e6)
+    tap = Probe.tap
+    with ExitStack() as others:
+
+        def joined(probe: Probe) -> Tapped:
+            others.enter_context(explainer._costs.call())
+            return tap(probe)
+
+        monkeypatch.setattr(Probe, "tap", joined)
+        is_grad_cam(explainer.explain(photo_pixels(), deadline_ms=NEVER_LATE), explainer)
 
 
 @pytest.mark.parametrize("too_late", ["grad-cam", "error"])
@@ -204,6 +239,16 @@ def test_what_was_in_vain_is_no_part_of_what_grad_cam_does(
     assert explainer._costs.high("finish grad-cam") < 0.4
 
 
+def test_what_comes_after_the_masks_is_noted_for_each_class(
+    explainer: engine.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = []
+    monkeypatch.setattr(explainer._costs, "note", lambda work, _, times=1: noted.append((work, times)))
+    explainer.explain(photo_pixels(), [0, 1, 2])
+    explainer.explain(photo_pixels(), [0, 1], deadline_ms=1e-6)
+    assert [what for what in noted if "finish" in what[0]] == [("finish ada-sise", 3), ("finish grad-cam", 2)]
+
+
 def test_each_class_leaves_time_for_its_own_map(explainer: engine.Explainer) -> None:
     takes(explainer, "finish ada-sise", 200.0)  # and a quarter more: twice that fits, three times does not
     for targets, method in (([0, 1], "ada-sise"), ([0, 1, 2], "grad-cam")):
@@ -219,7 +264,7 @@ def of_100_s(too_late: str, finish_s: float) -> tuple[float, Deadline]:
             costs.note(work, seconds)
     options = Options(activation="softmax", deadline_ms=100_000.0, too_late=too_late)
     began = time.perf_counter()
-    return began, Deadline(options, costs, began, finish_s, classes=20, spare="last_layer of 8", spare_runs=3)
+    return began, Deadline(options, costs, began, lambda: finish_s, classes=20, spare="last_layer of 8", spare_runs=3)
 
 
 @pytest.mark.parametrize(
