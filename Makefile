@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check package slow openvino hosts clean
+.PHONY: demo test check package slow openvino hosts triton clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -27,6 +27,10 @@ openvino: $(VENV)/.dev $(VENV)-openvino/.ready
 # explain.onnx in Node, and in Chromium if it is installed.
 hosts: $(VENV)/.dev tests/hosts/node_modules/.ready
 	$(BIN)/python -m pytest tests/hosts
+
+# The models of --triton in a Triton server.
+triton: $(VENV)-triton/.ready
+	$(VENV)-triton/bin/python -m pytest tests/triton
 
 # Builds the wheel, compares its contents with the repository, and tries it in a clean venv outside the checkout.
 package: $(VENV)/.dev
@@ -60,5 +64,12 @@ tests/hosts/node_modules/.ready: tests/hosts/package.json
 	cd tests/hosts && npm install --ignore-scripts --no-audit --no-fund --no-package-lock
 	touch $@
 
+# NumPy 1 and an older protobuf; the server's Python backend needs the engine.
+$(VENV)-triton/.ready: Makefile pyproject.toml
+	$(PYTHON) -m venv $(VENV)-triton
+	$(VENV)-triton/bin/pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 'numpy<2' pytest==9.2.0 \
+		--editable '.[cpu]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-openvino tests/hosts/node_modules build dist *.egg-info demo-output
+	rm -rf $(VENV) $(VENV)-openvino $(VENV)-triton tests/hosts/node_modules build dist *.egg-info demo-output

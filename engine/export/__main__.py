@@ -94,7 +94,11 @@ def main(
     embed_preprocess: Annotated[
         bool, typer.Option("--embed-preprocess", help="Let that graph take photos, uint8 [h, w, 3] of any size.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle, or a file, that exists.")] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(help="Write two models into a model repository of a Triton server.", metavar="REPOSITORY"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle, a file or a model that exists.")] = False,
 ) -> None:
     """Compile a CNN classifier into a bundle from which engine.load explains its answers.
 
@@ -124,6 +128,7 @@ def main(
             calibrate=calibrate or (),
             single_file=single_file,
             embed_preprocess=embed_preprocess,
+            triton=triton,
             force=force,
             step=lambda name: status.update(f"{name} …"),
         )
@@ -132,10 +137,9 @@ def main(
 
 def print_report(report: ExportReport, console: Console, seconds: float) -> None:
     """Print what an export made."""
-    print_contents(report.bundle, console, files=report.bundle.path.is_dir())
-    if report.single_file is not None:
-        size = report.single_file.stat().st_size / 1024
-        console.print(f"{printable(str(report.single_file))}: {size:,.0f} KiB", soft_wrap=True, markup=False)
+    print_contents(report.bundle, console, files=report.bundle.path not in report.written)
+    for path in report.written:
+        console.print(f"wrote {printable(str(path))}", soft_wrap=True, markup=False)
     console.print(f"exported and verified in {seconds:.1f} s")
     for note in report.notes:
         console.print(f"note: {printable(note)}", soft_wrap=True, markup=False)

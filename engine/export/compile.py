@@ -31,6 +31,7 @@ from engine.export.pack import new_bundle, write_graphs, write_manifest
 from engine.export.source import Source, load_source
 from engine.export.split import Block, split
 from engine.export.torch_module import write_onnx
+from engine.export.triton import write_repository
 from engine.export.verify import Verification, expect_runnable, photo_like, verify
 from engine.image import prepare
 from engine.photos import find_photos
@@ -47,9 +48,8 @@ class ExportReport:
     """What an export made.
 
     Attributes:
-        bundle: The bundle, as it was loaded again from disk; its path is the single file if
-            that was asked for alone.
-        single_file: The file that was written beside it, or alone.
+        bundle: The bundle, as it was loaded again from disk; its path is the first of `written` if none was asked for.
+        written: The single file, and the models for Triton.
         ops: For each block and the head, how many nodes of each operator it has.
         verification: The figures of the checks.
         notes: What the user should know: how the model was brought into the bundle's form, or that there is no gradient
@@ -57,7 +57,7 @@ class ExportReport:
     """
 
     bundle: Bundle
-    single_file: Path | None
+    written: tuple[Path, ...]
     ops: Mapping[str, Mapping[str, int]]
     verification: Verification
     notes: tuple[str, ...]
@@ -79,6 +79,7 @@ def export(
     calibrate: Sequence[Path] = (),
     single_file: Path | None = None,
     embed_preprocess: bool = False,
+    triton: Path | None = None,
     force: bool = False,
     step: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
@@ -102,7 +103,8 @@ def export(
             its activations take. At least 8, copies and photos of one colour not counted.
         single_file: Write `explain.onnx`, with the weights inside, here too.
         embed_preprocess: Let `explain.onnx` take photos, uint8 [h, w, 3] of any size; needs `preprocess`.
-        force: Replace a bundle, or a file, that exists.
+        triton: Write two models into this model repository of a Triton server, see `engine.export.triton`.
+        force: Replace a bundle, a file or a model that exists.
         step: Called with the name of each step before it starts.
 
     Returns:
@@ -114,8 +116,8 @@ def export(
         ImageError: A photo cannot be read.
         BundleError: The bundle cannot be written.
     """
-    if output is None and single_file is None:
-        raise OptionError("nothing is to be written; expected an output, NAME.ada, or a single_file, NAME.onnx")
+    if output is None and single_file is None and triton is None:
+        raise OptionError("nothing is to be written; expected an output NAME.ada, a single_file or a triton repository")
     if embed_preprocess and preprocess is None:
         raise OptionError("embed_preprocess is asked for without settings to embed; expected --preprocess")
     photos = _photos(int8, calibrate, preprocess, step)
@@ -223,7 +225,12 @@ def export(
         if single_file is not None:
             step("single file")
             write_single_file(bundle, single_file)
-        bundle = replace(bundle, path=output or Path(str(single_file)))
+        written = [] if single_file is None else [single_file]
+        if triton is not None:
+            step("triton")
+            name = str(model).rpartition(":")[2] if output is None else str(output)
+            written += write_repository(bundle, triton, Path(name).stem, takes_photos=embed_preprocess, force=force)
+        bundle = replace(bundle, path=output or written[0])
     notes = source.notes
     if no_gradient is not None:
         notes += (
@@ -234,7 +241,7 @@ def export(
             f"{INT8} is not usable, and precision int8 is refused: {bundle.int8_disagreement}; calibrate on more or "
             "other photos",
         )
-    return ExportReport(bundle=bundle, single_file=single_file, ops=ops, verification=verification, notes=notes)
+    return ExportReport(bundle=bundle, written=tuple(written), ops=ops, verification=verification, notes=notes)
 
 
 @contextlib.contextmanager
