@@ -86,7 +86,7 @@ static ada_sise_code find_runtime(ada_sise *handle, const ada_sise_options *opti
                       "onnxruntime is %s; this library is linked to an ONNX Runtime, so expected NULL",
                       options->onnxruntime);
     api_base = OrtGetApiBase;
-    *library = RTLD_DEFAULT;
+    *library = dlopen(NULL, RTLD_NOW); /* the program with all its libraries */
 #else
     const char *path = options->onnxruntime ? options->onnxruntime : ADA_SISE_ONNXRUNTIME;
     *library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);

@@ -37,7 +37,7 @@ def build(source: Path, folder: Path, compiler: str, flags: str = "", *options: 
         f"-DCMAKE_C_FLAGS=-Werror {flags}",
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
     ]
-    run("cmake", "-S", source, "-B", folder, *settings, "-DADA_SISE_FIND_ONNXRUNTIME=OFF", *options)
+    run("cmake", "-S", source, "-B", folder, "-DADA_SISE_FIND_ONNXRUNTIME=OFF", *settings, *options)
     run("cmake", "--build", folder)
     return folder
 
@@ -71,7 +71,7 @@ class Model:
         self.library = ctypes.CDLL(str(library))
         self.library.ada_sise_label.restype = ctypes.c_char_p
         self.handle = ctypes.c_void_p()
-        given = Options(onnxruntime=str(RUNTIME).encode(), **options)
+        given = Options(**{"onnxruntime": str(RUNTIME).encode(), **options})
         self.code = self.library.ada_sise_open(str(path).encode(), ctypes.byref(given), ctypes.byref(self.handle))
         self.info = Info()
         self.library.ada_sise_get_info(self.handle, ctypes.byref(self.info))
@@ -243,6 +243,31 @@ def test_under_valgrind(tmp_path: Path, tiny_bundle: Path, photo_model: Path) ->
     known = f"--suppressions={HERE / 'valgrind.supp'}"
     options = (known, "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite", "--quiet")
     run("valgrind", *options, program, *exercised(tmp_path, tiny_bundle, photo_model, 10, 2, 3))
+
+
+def test_linked_to_an_installed_runtime(tmp_path: Path, tiny_bundle: Path) -> None:
+    """The package's library, with a header of the functions that are called, stands for an installation."""
+    header = (ROOT / "native" / "ort_abi.h").read_text(encoding="utf-8")
+    (tmp_path / "onnxruntime_c_api.h").write_text(f"{header}\nconst OrtApiBase *OrtGetApiBase(void);\n")
+    (tmp_path / "libonnxruntime.so.1").symlink_to(RUNTIME)
+    (tmp_path / "onnxruntimeConfig.cmake").write_text(
+        "add_library(onnxruntime::onnxruntime SHARED IMPORTED)\n"
+        f"set_target_properties(onnxruntime::onnxruntime PROPERTIES IMPORTED_LOCATION {tmp_path}/libonnxruntime.so.1\n"
+        f"  INTERFACE_INCLUDE_DIRECTORIES {tmp_path})\n"
+    )
+    found = ("-DADA_SISE_FIND_ONNXRUNTIME=ON", f"-Donnxruntime_DIR={tmp_path}")
+    library = build(ROOT / "native", tmp_path / "build", COMPILERS[0], "", *found) / "libada_sise.so"
+    named = Model(library, tiny_bundle)
+    assert named.code == 1
+    assert named.error().endswith("this library is linked to an ONNX Runtime, so expected NULL")
+    named.close()
+    no_cuda = Model(library, tiny_bundle, onnxruntime=None, use_cuda=1)
+    assert no_cuda.error().startswith("this ONNX Runtime has no CUDA provider")
+    no_cuda.close()
+    model, explainer = Model(library, tiny_bundle, onnxruntime=None), engine.load(tiny_bundle)
+    x = prepare(photo_pixels(), explainer.bundle.preprocess, explainer.bundle.image_shape).array
+    check(*model.explain(x), explainer.explain(x, visualization_maps=True))
+    model.close()
 
 
 def test_the_example(photo_model: Path, tmp_path: Path) -> None:
