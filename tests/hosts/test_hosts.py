@@ -4,6 +4,7 @@ Node and browser are installed by `make hosts`; without them their tests are ski
 """
 
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -20,13 +21,15 @@ import numpy as np
 import openvino
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import engine
+from engine.export import export
 from engine.export.explain.single_file import write_single_file
 from engine.image import prepare
 from tests.models import PHOTOS, VOC, exported
 from tests.reference import agreement
-from tests.tiny_cnn import photo_pixels
+from tests.tiny_cnn import photo_pixels, write_photo, write_tiny_cnn
 
 HERE = Path(__file__).parent
 PACKAGES = HERE / "node_modules"
@@ -151,6 +154,26 @@ def test_the_same_masks_in_a_budget(host: Host, tiny: tuple[engine.Explainer, Pa
     bundle = explainer.bundle
     image = prepare(photo_pixels(), bundle.preprocess, bundle.image_shape).array
     check(host(file, image, -1, 7), explainer.explain(image, max_masks=7, visualization_maps=True))
+
+
+@installed
+def test_the_example_for_node(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Beside the packages, where Node looks for them."""
+    model, preprocess, _ = write_tiny_cnn(tmp_path)
+    file, photo, drawn = (tmp_path / name for name in ("explain.onnx", "photo.png", "heatmap.png"))
+    export(model, single_file=file, preprocess=preprocess, activation="softmax", embed_preprocess=True)
+    write_photo(photo)
+    (tmp_path / "node_modules").symlink_to(PACKAGES)
+    shutil.copy(HERE.parents[1] / "examples" / "node" / "explain.mjs", tmp_path)
+    command = [str(NODE), str(tmp_path / "explain.mjs"), str(file), str(photo), str(drawn), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    result = engine.load(tiny_bundle).explain(photo, 2)
+    told = re.fullmatch(r"class 2: score (\S+), (\d+) masks\n", done.stdout)
+    assert told is not None, done.stderr
+    assert (float(told[1]), int(told[2])) == (pytest.approx(result.class_score, rel=0.2), result.scored)
+    with Image.open(drawn) as picture:
+        grey = np.asarray(picture.convert("L"), np.float64)
+    assert np.abs(grey - 255 * result.heatmap).mean() < 5  # pixels differ by 1 of 255 here and there
 
 
 @pytest.mark.parametrize("host", HOSTS)
