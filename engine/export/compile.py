@@ -31,7 +31,7 @@ from engine.export.pack import new_bundle, write_graphs, write_manifest
 from engine.export.source import Source, load_source
 from engine.export.split import Block, split
 from engine.export.torch_module import write_onnx
-from engine.export.triton import write_repository
+from engine.export.triton import expect_writable_repository, write_repository
 from engine.export.verify import Verification, expect_runnable, photo_like, verify
 from engine.image import prepare
 from engine.photos import find_photos
@@ -120,9 +120,21 @@ def export(
         raise OptionError("nothing is to be written; expected an output NAME.ada, a single_file or a triton repository")
     if embed_preprocess and preprocess is None:
         raise OptionError("embed_preprocess is asked for without settings to embed; expected --preprocess")
+    if int8 and output is None:
+        raise OptionError("int8 is part of a bundle; expected an output NAME.ada with --int8")
     photos = _photos(int8, calibrate, preprocess, step)
     if single_file is not None:
         expect_writable(single_file, force=force)
+        read = [path for path in (weights, preprocess, labels, photo, model) if path is not None]
+        if single_file.resolve() in [Path(path).resolve() for path in read]:
+            raise OptionError(f"{single_file}: is read by the export; choose another name for the single file")
+        if output is not None and output.resolve() in (single_file.resolve(), *single_file.resolve().parents):
+            raise OptionError(
+                f"{single_file}: lies in the bundle, which holds its own files only; choose another place"
+            )
+    name = Path(str(model).rpartition(":")[2] if output is None else output).stem
+    if triton is not None:
+        expect_writable_repository(triton, name, force=force)
     with _folder(output, force=force) as folder, _as_onnx(model, weights, size, step) as file:
         step("import")
         source = load_source(
@@ -228,8 +240,7 @@ def export(
         written = [] if single_file is None else [single_file]
         if triton is not None:
             step("triton")
-            name = str(model).rpartition(":")[2] if output is None else str(output)
-            written += write_repository(bundle, triton, Path(name).stem, takes_photos=embed_preprocess, force=force)
+            written += write_repository(bundle, triton, name, takes_photos=embed_preprocess)
         bundle = replace(bundle, path=output or written[0])
     notes = source.notes
     if no_gradient is not None:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from engine.errors import ModelError, UnsupportedOpError
 
-_COMPARISONS = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "Not", "Or"})
+_COMPARISONS = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "IsNaN", "Less", "Not", "Or"})
 _INDICES = frozenset({"ArgMax", "NonZero", "Shape"})
 
 AttributeValue: TypeAlias = int | float | str | Sequence[int] | Sequence[float] | ir.Graph

@@ -84,14 +84,18 @@ def test_prepared_images(tmp_path: Path) -> None:
 
 def test_models_that_are_there_are_kept(repository: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(repository, tmp_path / "models")
-    (copied / "tiny-explain" / "mine").write_bytes(b"mine")
     model, _, _ = write_tiny_cnn(tmp_path)
+    steps: list[str] = []
     with pytest.raises(engine.OptionError, match=r"tiny-explain: exists already; choose another repository, or repl"):
-        export(model, triton=copied, activation="none")
-    assert (copied / "tiny-explain" / "mine").read_bytes() == b"mine"
+        export(model, triton=copied, activation="none", step=steps.append)
+    before = (copied / "tiny-explain" / "1" / "model.onnx").read_bytes()
     export(model, triton=copied, activation="none", force=True)
     assert sorted(path.name for path in copied.iterdir()) == ["tiny-explain", "tiny-explain-engine"]
-    assert not (copied / "tiny-explain" / "mine").exists()
+    assert (copied / "tiny-explain" / "1" / "model.onnx").read_bytes() != before
+    (copied / "tiny-explain-engine" / "2").mkdir()
+    with pytest.raises(engine.OptionError, match=r"tiny-explain-engine: is no model that --triton wrote, so --force"):
+        export(model, triton=copied, activation="none", force=True, step=steps.append)
+    assert steps == []
     (tmp_path / "photo").write_bytes(b"")
     with pytest.raises(engine.OptionError, match="photo: cannot be written: "):
         export(model, triton=tmp_path / "photo", activation="none")
@@ -103,6 +107,11 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     found = PACKAGES / "pytriton" / "tritonserver"
     models = tmp_path_factory.mktemp("served")
     shutil.copytree(repository / "tiny-explain-engine", models / "tiny-explain-engine")
+    model, _, _ = write_tiny_cnn(models.parent)
+    prepared = export(model, models.parent / "prepared.ada", triton=models.parent / "more", activation="none").written[
+        1
+    ]
+    shutil.copytree(prepared, models / prepared.name)  # it is ready only if its warm-up went well
     ports = [free_port() for _ in range(3)]
     library = Path(sys.base_prefix) / "lib"
     paths = {
@@ -141,7 +150,7 @@ def wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) -
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text(errors="replace")[-6000:]
         try:
-            if client.is_server_ready() and client.is_model_ready("tiny-explain-engine"):
+            if client.is_server_ready() and client.is_model_ready("prepared-explain-engine"):
                 return
         except OSError:
             pass  # it does not listen yet

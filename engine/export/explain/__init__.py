@@ -6,6 +6,7 @@ of `engine.budget`, made of operators of the ONNX standard.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from engine.export.cut import CutPoint
@@ -33,9 +34,9 @@ def explain(
     where −1 stands for the top-1 class; `max_masks` int64 [1], the most masks to score, 0 for all: the scores of the
     others are estimated.
 
-    Outputs: `heatmap` float32 [H, W] from 0 to 1; `target_index` int64 [1]; `class_score` float32 [1]; `logits` float32
-    [1, classes]; `selected` and `scored` int64 [L], how many feature maps of each layer were selected, and how many
-    masks were scored.
+    Outputs: `heatmap` float32 [H, W] from 0 to 1, NaN if the network computes NaN or infinity; `target_index` int64
+    [1]; `class_score` float32 [1]; `logits` float32 [1, classes]; `selected` and `scored` int64 [L], how many feature
+    maps of each layer were selected, and how many masks were scored.
 
     Args:
         source: The network.
@@ -64,7 +65,7 @@ def explain(
         choose(g, own, average, layer.channels) for own, average, layer in zip(maps, averages, layers, strict=True)
     ]
     channels = [own.channels for own in chosen]
-    heatmap, counts = _heatmap(g, source, layers, maps, channels, (x, target, most))
+    heatmap, counts = _heatmap(g, source, layers, maps, channels, (x, target, most), [logits, *averages])
     class_score = g.op("Reshape", g.op("Gather", activate(g, logits, source.activation), target, axis=1), g.ints([1]))
     outputs = {
         "heatmap": (heatmap, source.image_shape[1:]),
@@ -75,7 +76,8 @@ def explain(
         "scored": (g.op("Concat", *counts, axis=0), [len(layers)]),
     }
     asked.shape = ir.Shape([1])
-    _name(graph, {"image": graph.inputs[0], **{name: value for name, (value, _) in outputs.items()}})
+    inputs = dict(zip(("image", "target", "max_masks"), graph.inputs, strict=True))
+    _name(graph, inputs | {name: value for name, (value, _) in outputs.items()})
     for value, sizes in outputs.values():
         value.shape = ir.Shape(sizes)
     graph.outputs[:] = [value for value, _ in outputs.values()]
@@ -112,6 +114,7 @@ def _heatmap(
     maps: Sequence[ir.Value],
     channels: Sequence[ir.Value],
     inputs: tuple[ir.Value, ir.Value, ir.Value],
+    computed: Sequence[ir.Value],
 ) -> tuple[ir.Value, list[ir.Value]]:
     """Append the phases after the selection.
 
@@ -122,9 +125,11 @@ def _heatmap(
         maps: F_l of each, float32 [C_l, h_l, w_l].
         channels: int64 [n_l], the masks of each.
         inputs: The image, the class and the most masks to score.
+        computed: What the network has computed before, logits and average gradients.
 
     Returns:
-        The heatmap float32 [H, W], and of each layer, int64 [1], how many masks were scored.
+        The heatmap float32 [H, W], NaN if the network computes anything that is not finite; and of each layer, int64
+        [1], how many masks were scored.
     """
     image, target, most = inputs
     size = source.image_shape[1:]
@@ -147,4 +152,12 @@ def _heatmap(
         )
         sizes = (layer.channels, layer.height, layer.width)
         views.append(visualization_map(g, maps[number], masks, sizes, size))
-    return g.cast(fuse(g, views), ir.DataType.FLOAT), [g.op("Shape", own) for own in numbers]
+    heatmap = g.op("Where", _is_finite(g, [*computed, *found]), fuse(g, views), g.doubles(np.nan))
+    return g.cast(heatmap, ir.DataType.FLOAT), [g.op("Shape", own) for own in numbers]
+
+
+def _is_finite(g: GraphBuilder, values: Sequence[ir.Value]) -> ir.Value:
+    """Append whether all elements of all values are finite, bool [1]: else their sum less itself is NaN."""
+    wide = [g.op("Reshape", g.cast(value, ir.DataType.DOUBLE), g.ints([-1])) for value in values]
+    total = g.op("ReduceSum", g.op("Concat", *wide, axis=0), g.ints([0]))
+    return g.op("Not", g.op("IsNaN", g.op("Sub", total, total)))

@@ -89,7 +89,7 @@ def _masks(
 
 
 def _network(g: GraphBuilder, source: Source, images: ir.Value) -> ir.Value:
-    """Move a copy of the network into the body, under names of its own, and return its logits."""
+    """Move a copy of the network into the body, under names that the builder never gives, and return its logits."""
     graph = source.model.clone().graph
     image, logits = graph.inputs[0], graph.outputs[0]
     nodes, constants = list(graph), list(graph.initializers.values())
@@ -97,11 +97,11 @@ def _network(g: GraphBuilder, source: Source, images: ir.Value) -> ir.Value:
     graph.initializers.clear()
     graph.remove(nodes)
     for value in (*constants, *(output for node in nodes for output in node.outputs)):
-        value.name = f"{g.prefix}/{value.name}" if value.name else value.name
+        value.name = f"{g.prefix}/network/{value.name}" if value.name else value.name
     for value in constants:
         g.graph.register_initializer(value)
     for node in nodes:
-        node.name = f"{g.prefix}/{node.name}"
+        node.name = f"{g.prefix}/network/{node.name}"
     ir.convenience.replace_all_uses_with(image, images)
     g.graph.extend(nodes)
     return logits

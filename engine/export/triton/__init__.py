@@ -13,9 +13,10 @@ from pathlib import Path
 
 from engine.bundle import Bundle
 from engine.errors import OptionError
+from engine.export.exchange import exchange
 from engine.export.explain.single_file import write_single_file
 
-__all__ = ["write_repository"]
+__all__ = ["expect_writable_repository", "write_repository"]
 
 _BACKEND = Path(__file__).with_name("model.py")
 _ACCELERATOR = "# No execution accelerator: TensorRT takes no loops, and the method is one."
@@ -35,28 +36,35 @@ class Tensor:
         return f'  {{ name: "{self.name}" data_type: TYPE_{self.kind} dims: [ {sizes} ] }}'
 
 
-def write_repository(bundle: Bundle, folder: Path, name: str, *, takes_photos: bool, force: bool) -> list[Path]:
-    """Write both models into a model repository, which is made if it is not there.
+def expect_writable_repository(folder: Path, name: str, *, force: bool) -> None:
+    """Check before the export that the models may be written after it.
+
+    Raises:
+        OptionError: A model is there, and may not be replaced, or is none that the exporter wrote.
+    """
+    for model in _models(folder, name):
+        if (model.exists() or model.is_symlink()) and not force:
+            raise OptionError(f"{model}: exists already; choose another repository, or replace it with --force")
+        _expect_ours(model)
+
+
+def write_repository(bundle: Bundle, folder: Path, name: str, *, takes_photos: bool) -> list[Path]:
+    """Write both models into a model repository, which is made if it is not there; what is there is replaced.
 
     Args:
         bundle: The bundle.
         folder: The repository.
         name: What the models are called, before `-explain`.
         takes_photos: Whether the bundle's `explain.onnx` takes photos.
-        force: Replace models that are there.
 
     Returns:
         The models' folders.
 
     Raises:
-        OptionError: A model is there, or cannot be written.
+        OptionError: A model is none that the exporter wrote, or cannot be written.
         ModelError: The graph is too large for one file.
     """
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "model"
-    models = [folder / f"{stem}-explain", folder / f"{stem}-explain-engine"]
-    for model in models:
-        if model.exists() and not force:
-            raise OptionError(f"{model}: exists already; choose another repository, or replace it with --force")
+    models = _models(folder, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as work:
@@ -64,12 +72,33 @@ def write_repository(bundle: Bundle, folder: Path, name: str, *, takes_photos: b
             _write_graph(bundle, made[0], takes_photos=takes_photos)
             _write_engine(bundle, made[1])
             for new, model in zip(made, models, strict=True):
-                if model.exists():
-                    shutil.rmtree(model)
-                new.rename(model)
+                _expect_ours(model)
+                if not model.exists():
+                    new.rename(model)
+                elif not exchange(new, model):
+                    old = Path(work, f"{model.name}.old")
+                    model.rename(old)
+                    new.rename(model)
     except OSError as err:
         raise OptionError(f"{folder}: cannot be written: {err.strerror or err}; expected a folder") from err
     return models
+
+
+def _models(folder: Path, name: str) -> list[Path]:
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "model"
+    return [folder / f"{stem}-explain", folder / f"{stem}-explain-engine"]
+
+
+def _expect_ours(model: Path) -> None:
+    """Check that nothing would be lost that the exporter did not write: another version, or another's model."""
+    if not model.exists() and not model.is_symlink():
+        return
+    names = {entry.name for entry in model.iterdir()} if model.is_dir() and not model.is_symlink() else {"?"}
+    ours = {"config.pbtxt", "configs", "1"} if not model.name.endswith("-engine") else {"config.pbtxt", "1"}
+    if names != ours:
+        raise OptionError(
+            f"{model}: is no model that --triton wrote, so --force does not replace it; choose another place"
+        )
 
 
 def _write_graph(bundle: Bundle, model: Path, *, takes_photos: bool) -> None:
@@ -130,9 +159,10 @@ def _listed(key: str, tensors: Sequence[Tensor]) -> list[str]:
 
 def _warmup(image: Tensor, sizes: Sequence[int]) -> list[str]:
     """Return a request that Triton sends itself before it says that the model is ready."""
-    lines = ["model_warmup [ {", '  name: "random image"', "  batch_size: 1"]
+    lines = ["model_warmup [ {", '  name: "any image"', "  batch_size: 1"]
     for name, kind, dims, content in (
-        ("image", image.kind, sizes, "random_data: true"),
+        # of floats Triton makes random bytes, NaN among them
+        ("image", image.kind, sizes, "random_data: true" if image.kind == "UINT8" else "zero_data: true"),
         ("target", "INT64", [1], "zero_data: true"),
         ("max_masks", "INT64", [1], "zero_data: true"),
     ):

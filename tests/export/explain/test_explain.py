@@ -113,6 +113,7 @@ def test_a_source_that_uses_the_names_of_outputs(tmp_path: Path) -> None:
     path, preprocess, _ = write_tiny_cnn(tmp_path)
     model = onnx.load(path)
     names = {"image": "logits", "relu1": "image", "relu3": "heatmap", "logits": "scored", "w1": "selected"}
+    names |= {"conv1": "max_masks", "conv2": "Mul_7", "w2": "constant_6", "conv3": "scores_2", "features": "target"}
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -224,6 +225,19 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(file: str, force: boo
     assert (steps, (tmp_path / "there.onnx").read_bytes()) == ([], b"mine")
 
 
+def test_a_single_file_that_would_destroy_something(tmp_path: Path) -> None:
+    model, preprocess, _ = write_tiny_cnn(tmp_path)
+    for file in (model, preprocess):
+        before = file.read_bytes()
+        with pytest.raises(engine.OptionError, match="is read by the export; choose another name for the single file"):
+            export(model, single_file=file, preprocess=preprocess, activation="none", force=True)
+        assert file.read_bytes() == before
+    with pytest.raises(engine.OptionError, match=r"a\.ada: lies in the bundle, which holds its own files only"):
+        export(model, tmp_path / "a.ada", single_file=tmp_path / "a.ada", activation="none")
+    with pytest.raises(engine.OptionError, match=r"int8 is part of a bundle; expected an output NAME\.ada with --int8"):
+        export(model, single_file=tmp_path / "x.onnx", activation="none", preprocess=preprocess, int8=True)
+
+
 def test_options_that_say_nothing(tmp_path: Path) -> None:
     model, _, _ = write_tiny_cnn(tmp_path)
     with pytest.raises(engine.OptionError, match=r"nothing is to be written; expected an output NAME\.ada, a single"):
@@ -259,3 +273,12 @@ def test_another_preparation_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         engine.VerificationError, match=r"a photo that it resizes \(bilinear\) differs from the engine's"
     ):
         export(model, tmp_path / "a.ada", activation="softmax", preprocess=preprocess, embed_preprocess=True)
+
+
+def test_what_is_not_finite_gives_no_heatmap(explainer: engine.Explainer, x: np.ndarray) -> None:
+    graph, image = opened(explainer.bundle.explain), np.full_like(x, 3e38)
+    image[..., ::2] = -3e38
+    with pytest.raises(engine.ImageError, match="computes NaN or infinity"):
+        explainer.explain(image)
+    assert np.isnan(answer(graph, image)["heatmap"]).all()
+    assert np.isfinite(answer(graph, x)["heatmap"]).all()
