@@ -22,7 +22,8 @@
 #ifndef ADA_SISE_ONNXRUNTIME
 #define ADA_SISE_ONNXRUNTIME "libonnxruntime.so.1"
 #endif
-#define OLDEST_API 17 /* of ONNX Runtime 1.17 */
+#define OLDEST_API 18 /* of ONNX Runtime 1.18, the first that reads IR version 10 */
+#define LARGEST (1 << 24) /* sizes beyond are no network's */
 
 enum { HEATMAP, TARGET_INDEX, CLASS_SCORE, LOGITS, SELECTED, SCORED, OUTPUTS };
 enum { IMAGE, TARGET, MAX_MASKS, INPUTS };
@@ -94,7 +95,6 @@ static ada_sise_code find_runtime(ada_sise *handle, const ada_sise_options *opti
         return failed(handle, NULL, ADA_SISE_RUNTIME,
                       "ONNX Runtime cannot be loaded: %s; install it, or name its library in options", dlerror());
     void *symbol = dlsym(*library, "OrtGetApiBase");
-    dlclose(*library); /* RTLD_NODELETE */
     if (!symbol)
         return failed(handle, NULL, ADA_SISE_RUNTIME, "%s: is no ONNX Runtime; expected its libonnxruntime.so", path);
     memcpy(&api_base, &symbol, sizeof api_base);
@@ -196,24 +196,30 @@ static ada_sise_code read_sizes(ada_sise *handle, const char *file) {
     int64_t image[4] = {0}, heatmap[4] = {0}, logits[4] = {0}, selected[4] = {0};
     size_t image_axes = 0, heatmap_axes = 0, logits_axes = 0, selected_axes = 0;
     int inputs = 0, outputs = 0;
-    ONNXTensorElementDataType other;
+    ONNXTensorElementDataType kinds[3] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
     OrtStatus *status = compare_names(ort, handle->session, 1, INPUT_NAMES, INPUTS, &inputs);
     if (!status)
         status = compare_names(ort, handle->session, 0, OUTPUT_NAMES, OUTPUTS, &outputs);
     if (!status && inputs && outputs) {
         status = describe(ort, handle->session, 1, IMAGE, &type, &image_axes, image);
         if (!status)
-            status = describe(ort, handle->session, 0, HEATMAP, &other, &heatmap_axes, heatmap);
+            status = describe(ort, handle->session, 0, HEATMAP, &kinds[0], &heatmap_axes, heatmap);
         if (!status)
-            status = describe(ort, handle->session, 0, LOGITS, &other, &logits_axes, logits);
+            status = describe(ort, handle->session, 0, LOGITS, &kinds[1], &logits_axes, logits);
         if (!status)
-            status = describe(ort, handle->session, 0, SELECTED, &other, &selected_axes, selected);
+            status = describe(ort, handle->session, 0, SELECTED, &kinds[2], &selected_axes, selected);
     }
     if (status)
         return ort_failed(handle, NULL, ADA_SISE_FILE, file, status);
     int photos = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-    if (!inputs || !outputs || image_axes != (photos ? 3u : 4u) || heatmap_axes != 2 || logits_axes != 2 ||
-        selected_axes != 1)
+    int sound = inputs && outputs && image_axes == (photos ? 3u : 4u) && heatmap_axes == 2 && logits_axes == 2 &&
+                selected_axes == 1 && kinds[0] == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT &&
+                kinds[1] == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && kinds[2] == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 &&
+                heatmap[0] > 0 && heatmap[1] > 0 && heatmap[0] <= LARGEST / heatmap[1] && logits[1] > 0 &&
+                logits[1] <= LARGEST && selected[0] > 0;
+    sound = sound && (photos || (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && image[0] == 1 && image[1] > 0 &&
+                                 image[1] <= 3 && image[2] == heatmap[0] && image[3] == heatmap[1]));
+    if (!sound)
         return failed(handle, NULL, ADA_SISE_FILE,
                       "%s: is no explain.onnx; expected a bundle or a single file that python -m engine.export wrote",
                       file);
@@ -311,6 +317,8 @@ ada_sise_code ada_sise_open(const char *path, const ada_sise_options *options, a
         opened->ort->ReleaseSession(opened->session);
         opened->session = NULL;
     }
+    if (library)
+        dlclose(library); /* it stays, by RTLD_NODELETE */
     free(file);
     return code;
 }
@@ -418,7 +426,7 @@ static ada_sise_code explain(ada_sise *handle, void *image, size_t bytes, const 
 
 /* Checks what both kinds of images have in common. */
 static ada_sise_code expect_arguments(ada_sise *handle, const void *image, int photo, int64_t target, int64_t max_masks,
-                                      const float *heatmap, ada_sise_result *result) {
+                                      const float *heatmap, size_t heatmap_count, ada_sise_result *result) {
     if (!handle->session)
         return failed(handle, result, ADA_SISE_ARGUMENT, "the model was not opened; expected a handle that was");
     if (!image || !heatmap)
@@ -428,6 +436,9 @@ static ada_sise_code expect_arguments(ada_sise *handle, const void *image, int p
                       photo ? "the model takes prepared images: call ada_sise_explain, or export it again with "
                               "--embed-preprocess"
                             : "the model takes photos: call ada_sise_explain_photo");
+    size_t pixels = (size_t)(handle->info.height * handle->info.width);
+    if (heatmap_count != pixels)
+        return failed(handle, result, ADA_SISE_ARGUMENT, "heatmap has %zu numbers; expected %zu", heatmap_count, pixels);
     if (target < ADA_SISE_TOP_CLASS || target >= handle->info.classes)
         return failed(handle, result, ADA_SISE_ARGUMENT, "target is %lld; expected -1 for the top-1 class, or 0 to %lld",
                       (long long)target, (long long)handle->info.classes - 1);
@@ -437,19 +448,21 @@ static ada_sise_code expect_arguments(ada_sise *handle, const void *image, int p
     return ADA_SISE_OK;
 }
 
-ada_sise_code ada_sise_explain(ada_sise *handle, const float *image, int64_t target, int64_t max_masks, float *heatmap,
-                               ada_sise_result *result) {
+ada_sise_code ada_sise_explain(ada_sise *handle, const float *image, size_t image_count, int64_t target,
+                               int64_t max_masks, float *heatmap, size_t heatmap_count, ada_sise_result *result) {
     ada_sise_result own;
     if (!handle)
         return ADA_SISE_ARGUMENT;
     result = result ? result : &own;
     memset(result, 0, sizeof *result);
-    ada_sise_code code = expect_arguments(handle, image, 0, target, max_masks, heatmap, result);
+    ada_sise_code code = expect_arguments(handle, image, 0, target, max_masks, heatmap, heatmap_count, result);
     if (code)
         return code;
     const ada_sise_info *info = &handle->info;
     const int64_t sizes[4] = {1, info->channels, info->height, info->width};
     size_t count = (size_t)(info->channels * info->height * info->width);
+    if (image_count != count)
+        return failed(handle, result, ADA_SISE_ARGUMENT, "image has %zu numbers; expected %zu", image_count, count);
     if (!all_finite(image, count))
         return failed(handle, result, ADA_SISE_IMAGE, "the image holds NaN or infinity; expected finite numbers");
     return explain(handle, (void *)image, count * sizeof *image, sizes, 4, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, target,
@@ -457,13 +470,14 @@ ada_sise_code ada_sise_explain(ada_sise *handle, const float *image, int64_t tar
 }
 
 ada_sise_code ada_sise_explain_photo(ada_sise *handle, const uint8_t *photo, int64_t height, int64_t width,
-                                     int64_t target, int64_t max_masks, float *heatmap, ada_sise_result *result) {
+                                     int64_t target, int64_t max_masks, float *heatmap, size_t heatmap_count,
+                                     ada_sise_result *result) {
     ada_sise_result own;
     if (!handle)
         return ADA_SISE_ARGUMENT;
     result = result ? result : &own;
     memset(result, 0, sizeof *result);
-    ada_sise_code code = expect_arguments(handle, photo, 1, target, max_masks, heatmap, result);
+    ada_sise_code code = expect_arguments(handle, photo, 1, target, max_masks, heatmap, heatmap_count, result);
     if (code)
         return code;
     if (height < 1 || width < 1 || height > INT32_MAX || width > INT32_MAX)

@@ -76,19 +76,20 @@ ADA_SISE_API ada_sise_code ada_sise_get_info(const ada_sise *handle, ada_sise_in
 /* Returns the name of a class, valid until the handle is closed; NULL without labels, or if there is no such class. */
 ADA_SISE_API const char *ada_sise_label(const ada_sise *handle, int64_t target);
 
-/* Explains a prepared image, float32 [channels, height, width] as the model takes it.
+/* Explains a prepared image, float32 [channels, height, width] as the model takes it: image_count numbers.
  *
  * target: the class, or ADA_SISE_TOP_CLASS. max_masks: the most masks to score, the scores of the others are
- * estimated; or ADA_SISE_ALL_MASKS. heatmap: float32 [height, width] of the caller, written if it succeeds: 0 to 1.
- * result may be NULL. */
-ADA_SISE_API ada_sise_code ada_sise_explain(ada_sise *handle, const float *image, int64_t target, int64_t max_masks,
-                                            float *heatmap, ada_sise_result *result);
+ * estimated; or ADA_SISE_ALL_MASKS. heatmap: float32 [height, width] of the caller, heatmap_count numbers from 0 to 1,
+ * written if it succeeds. result may be NULL. */
+ADA_SISE_API ada_sise_code ada_sise_explain(ada_sise *handle, const float *image, size_t image_count, int64_t target,
+                                            int64_t max_masks, float *heatmap, size_t heatmap_count,
+                                            ada_sise_result *result);
 
 /* The same for a photo, uint8 [height, width, 3], red first, of any size: of a model that was exported with
  * --embed-preprocess. */
 ADA_SISE_API ada_sise_code ada_sise_explain_photo(ada_sise *handle, const uint8_t *photo, int64_t height, int64_t width,
                                                   int64_t target, int64_t max_masks, float *heatmap,
-                                                  ada_sise_result *result);
+                                                  size_t heatmap_count, ada_sise_result *result);
 
 /* Writes the text of the handle's last error, of whichever thread, or "" if there was none: at most size bytes with the
  * 0 at the end. ada_sise_result has the text of a call of its own. */

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ORT_API_VERSION 17
+#define ORT_API_VERSION 18
 
 typedef struct OrtStatus OrtStatus;
 typedef struct OrtEnv OrtEnv;

@@ -114,9 +114,10 @@ int main(int count, char **words) {
     if (!code)
         code = ada_sise_get_info(model, &info);
     if (!code && read_photo(words[2], &read)) {
-        heatmap = malloc((size_t)(info.height * info.width) * sizeof *heatmap);
+        size_t pixels = (size_t)(info.height * info.width);
+        heatmap = malloc(pixels * sizeof *heatmap);
         code = heatmap ? ada_sise_explain_photo(model, read.pixels, read.height, read.width, target, max_masks, heatmap,
-                                                &result)
+                                                pixels, &result)
                        : ADA_SISE_MEMORY;
         if (!code && write_pgm(words[3], heatmap, &info)) {
             print_result(model, &result, info.layers);

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -88,18 +89,14 @@ class Model:
         self, image: NDArray[np.generic], target: int = -1, max_masks: int = 0
     ) -> tuple[NDArray[np.float32], Result]:
         heatmap, result = np.full((self.info.height, self.info.width), np.nan, np.float32), Result()
-        asked = (
-            ctypes.c_int64(target),
-            ctypes.c_int64(max_masks),
-            ctypes.c_void_p(heatmap.ctypes.data),
-            ctypes.byref(result),
-        )
-        data = ctypes.c_void_p(image.ctypes.data)
+        data, place = (ctypes.c_void_p(array.ctypes.data) for array in (image, heatmap))
+        asked = (ctypes.c_int64(target), ctypes.c_int64(max_masks), place, ctypes.c_size_t(heatmap.size))
         if image.dtype == np.uint8:
             sizes = map(ctypes.c_int64, image.shape[:2])
-            code = self.library.ada_sise_explain_photo(self.handle, data, *sizes, *asked)
+            code = self.library.ada_sise_explain_photo(self.handle, data, *sizes, *asked, ctypes.byref(result))
         else:
-            code = self.library.ada_sise_explain(self.handle, data, *asked)
+            count = ctypes.c_size_t(image.size)
+            code = self.library.ada_sise_explain(self.handle, data, count, *asked, ctypes.byref(result))
         assert code == 0, result.message.decode()
         return heatmap, result
 
@@ -197,6 +194,26 @@ def test_a_graph_that_is_no_explain_onnx(tiny_bundle: Path, opened) -> None:
     )
 
 
+def with_open_sizes() -> onnx.ModelProto:
+    """A graph with the names of explain.onnx, whose sizes nobody knows."""
+    floats, whole = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    sizes = {"heatmap": 2, "target_index": 1, "class_score": 1, "logits": 2, "selected": 1, "scored": 1}
+    nodes, outputs = [], []
+    for name, axes in sizes.items():
+        kind = whole if name in ("target_index", "selected", "scored") else floats
+        source = "target" if kind == whole else "image"
+        nodes.append(onnx.helper.make_node("Reshape", [source, f"shape{axes}"], [name]))
+        outputs.append(onnx.helper.make_tensor_value_info(name, kind, [f"{name}{axis}" for axis in range(axes)]))
+    nodes = [
+        onnx.helper.make_node("Expand", ["max_masks", f"count{axes}"], [f"shape{axes}"]) for axes in (1, 2)
+    ] + nodes
+    counts = [onnx.numpy_helper.from_array(np.array([axes]), f"count{axes}") for axes in (1, 2)]
+    inputs = [onnx.helper.make_tensor_value_info("image", floats, [1, 3, 8, 8])]
+    inputs += [onnx.helper.make_tensor_value_info(name, whole, [1]) for name in ("target", "max_masks")]
+    graph = onnx.helper.make_graph([*shapes, *nodes], "open", inputs, outputs, counts)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+
+
 def exercised(folder: Path, tiny_bundle: Path, photo_model: Path, opens: int, threads: int, calls: int) -> list[object]:
     """Return the arguments of `exercise`, whose files are made."""
     bundle = engine.load(tiny_bundle, tune=False).bundle
@@ -211,7 +228,8 @@ def exercised(folder: Path, tiny_bundle: Path, photo_model: Path, opens: int, th
     damaged = shutil.copytree(tiny_bundle, folder / "damaged.ada")
     weights = damaged / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:4000])
-    bad = ["missing.onnx", "noise.onnx", "empty.onnx", "truncated.onnx", "folder.ada", "damaged.ada"]
+    onnx.save(with_open_sizes(), folder / "open.onnx")
+    bad = ["missing.onnx", "noise.onnx", "empty.onnx", "truncated.onnx", "folder.ada", "damaged.ada", "open.onnx"]
     numbers = [opens, threads, calls]
     return [
         RUNTIME,
