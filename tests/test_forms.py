@@ -20,12 +20,13 @@ from tests.reference.network import TorchNetwork, quantization_left_out
 
 NAME = "squeezenet1.1"
 PHOTO = "other/goldfish.jpg"
+CONVERTED = "the file's opset 17 was converted to 18"
 NOTES = {
-    "open H and W": (),
-    "batch fixed at 1": ("the file's batch is fixed at 1; the bundle takes any",),
+    "open H and W": (CONVERTED,),
+    "batch fixed at 1": (CONVERTED, "the file's batch is fixed at 1; the bundle takes any"),
     "opset 11, IR 3": ("the file's opset 11 was converted to 18",),
-    "channels last": ("the file takes its images channels last; the bundle takes them channels first",),
-    "float16": ("the file computes in float16; the bundle computes in float32",),
+    "channels last": (CONVERTED, "the file takes its images channels last; the bundle takes them channels first"),
+    "float16": (CONVERTED, "the file computes in float16; the bundle computes in float32"),
 }
 NO_GRADIENT = (
     "the file is quantized, and gradients pass the rounding straight through, also where it cuts values off in the "
@@ -94,6 +95,7 @@ def quantized(plain: Exported, assets: Path, folder: Path) -> Exported:
     path = forms.write_quantized(plain.source, images, folder)
     report = compiled(path, plain.source.parent / "preprocess.json")
     assert report.notes == (
+        CONVERTED,
         "the file is quantized: it is scored in integers; gradients pass the rounding straight through",
         f"the bundle has no gradient.onnx and full_gradient.onnx, which Ada-SISE does not need: {NO_GRADIENT}",
     )

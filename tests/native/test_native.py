@@ -204,9 +204,7 @@ def with_open_sizes() -> onnx.ModelProto:
         source = "target" if kind == whole else "image"
         nodes.append(onnx.helper.make_node("Reshape", [source, f"shape{axes}"], [name]))
         outputs.append(onnx.helper.make_tensor_value_info(name, kind, [f"{name}{axis}" for axis in range(axes)]))
-    nodes = [
-        onnx.helper.make_node("Expand", ["max_masks", f"count{axes}"], [f"shape{axes}"]) for axes in (1, 2)
-    ] + nodes
+    shapes = [onnx.helper.make_node("Expand", ["max_masks", f"count{axes}"], [f"shape{axes}"]) for axes in (1, 2)]
     counts = [onnx.numpy_helper.from_array(np.array([axes]), f"count{axes}") for axes in (1, 2)]
     inputs = [onnx.helper.make_tensor_value_info("image", floats, [1, 3, 8, 8])]
     inputs += [onnx.helper.make_tensor_value_info(name, whole, [1]) for name in ("target", "max_masks")]
