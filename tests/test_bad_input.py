@@ -353,7 +353,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "none": (shutil.rmtree, ": does not exist; expected a bundle made by python -m engine.export"),
     "truncated": (
         truncate,
-        f"/weights.bin: holds 17176 bytes; expected 18176: it is truncated or changed, {COPY}",
+        f"/weights.bin: holds 21272 bytes; expected 22272: it is truncated or changed, {COPY}",
     ),
     "flipped": (
         flip,

@@ -150,7 +150,7 @@ def test_activation_broadcast_against_a_larger_constant(op: str, random: np.rand
     other = random.uniform(0.4, 2.0, (1, 7, 4, 5)).astype(np.float32)
     nodes = [node("ReduceMean", "x", "mean", axes=[1, 3]), node(op, "mean other", "y")]
     check_companion(
-        network(nodes, {"other": other}, image=SHAPE),
+        network(nodes, {"other": other}, image=SHAPE, opset=17),
         autograd(lambda x: TORCH[op](x.mean(dim=(1, 3), keepdim=True), torch.tensor(other).double())),
         random,
         values=positive(random),
@@ -312,7 +312,7 @@ def test_exponent_for_each_channel(dtype: type, random: np.random.Generator) -> 
 
 def test_equal_exponents_that_broadcast_the_base(random: np.random.Generator) -> None:
     nodes = [node("ReduceMean", "x", "mean", axes=[1]), node("Pow", "mean squares", "y")]
-    model = network(nodes, {"squares": np.full((3, 1, 1), 2.0, np.float32)}, image=SHAPE)
+    model = network(nodes, {"squares": np.full((3, 1, 1), 2.0, np.float32)}, image=SHAPE, opset=17)
     check_companion(model, autograd(lambda x: (x.mean(dim=1, keepdim=True) ** 2).repeat(1, 3, 1, 1)), random)
 
 
@@ -388,7 +388,7 @@ def test_expand(op: str, opset: int, shape: tuple[int, ...], random: np.random.G
 
 def test_expand_of_channels(random: np.random.Generator) -> None:
     nodes = [node("ReduceMean", "x", "mean", axes=[1, 3]), node("Expand", "mean shape", "y")]
-    model = network(nodes, {"shape": np.array([1, 7, 1, 2], np.int64)}, image=SHAPE)
+    model = network(nodes, {"shape": np.array([1, 7, 1, 2], np.int64)}, image=SHAPE, opset=17)
     check_companion(model, autograd(lambda x: x.mean(dim=(1, 3), keepdim=True).expand(-1, 7, -1, 2)), random)
 
 
@@ -463,7 +463,7 @@ def test_where_with_a_condition_from_the_image_that_is_broadcast(random: np.rand
         node("GlobalAveragePool", "x", "mean"),
         node("Where", "bright mean zero", "y"),
     ]
-    model = network(nodes, {"zero": np.float32(0)}, image=SHAPE)
+    model = network(nodes, {"zero": np.float32(0)}, image=SHAPE, opset=17)
 
     def expected(x: torch.Tensor) -> torch.Tensor:
         zero = torch.zeros((), dtype=x.dtype)

@@ -83,7 +83,7 @@ def test_concat_of_unequal_sizes(random: np.random.Generator) -> None:
         node("ReduceMean", "x", "mean", axes=[3]),
         node("Concat", "mean x pooled", "y", axis=3),
     ]
-    model = network(nodes, image=SHAPE)
+    model = network(nodes, image=SHAPE, opset=17)
     check_companion(
         model,
         autograd(lambda x: torch.cat([x.mean(dim=3, keepdim=True), x, functional.max_pool2d(x, (1, 3), 1)], dim=3)),
@@ -135,7 +135,7 @@ def test_reshape_to_a_shape_from_the_image_is_refused() -> None:
         node("Cast", "mean", "shape", to=onnx.TensorProto.INT64),
         node("Reshape", "fixed shape", "y"),
     ]
-    model = network(nodes, {"fixed": np.ones((1, 3, 4, 5), np.float32)}, image=SHAPE)
+    model = network(nodes, {"fixed": np.ones((1, 3, 4, 5), np.float32)}, image=SHAPE, opset=17)
     message = r"^Reshape node 'node_y': its shape is computed from the image; expected a constant shape$"
     with pytest.raises(UnsupportedOpError, match=message):
         companion(block_of(model))
