@@ -207,11 +207,11 @@ class GraphBuilder:
         """Append the numbers of the elements of bool [n] that are true, int64 [m]."""
         return self.op("Reshape", self.op("NonZero", wanted), self.ints([-1]))
 
-    def inner(self, name: str, inputs: Sequence[ir.Value] = ()) -> "GraphBuilder":
+    def inner(self, name: str) -> "GraphBuilder":
         """Return the builder of a graph within this one, which may use its values."""
         name = self._unique(name)
         versions = self.graph.opset_imports
-        return GraphBuilder(ir.Graph(inputs, [], nodes=[], name=name, opset_imports=versions), name)
+        return GraphBuilder(ir.Graph([], [], nodes=[], name=name, opset_imports=versions), name)
 
     def branch(
         self,

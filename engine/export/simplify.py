@@ -1,6 +1,7 @@
 """Bringing a graph into the one form that the exporter works on, without changing what it computes."""
 
 import re
+from collections.abc import Callable
 
 import onnx_ir as ir
 from google.protobuf.message import Message
@@ -55,13 +56,18 @@ def keep_only_outputs(model: ir.Model) -> None:
     passes.TopologicalSortPass()(model)
 
 
-def free_names(graph: ir.Graph) -> None:
-    """Rename tensors of the source that are called like what the exporter adds: `target` becomes `source/target`."""
+def free_names(graph: ir.Graph, reserved: Callable[[str], object] = _RESERVED.fullmatch) -> None:
+    """Rename tensors of the source that are called like what the exporter adds: `target` becomes `source/target`.
+
+    Args:
+        graph: The graph.
+        reserved: Whether a name is such; by default one that the linked graphs have.
+    """
     values = [*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs)]
     taken = {value.name for value in values}
     for value in values:
         name = value.name or ""
-        if _RESERVED.fullmatch(name):
+        if reserved(name):
             value.name = unique_name(f"source/{name}", taken)
             taken.add(value.name)
 

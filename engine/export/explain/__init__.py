@@ -12,13 +12,13 @@ import onnx_ir as ir
 from engine.export.cut import CutPoint
 from engine.export.explain.combine import Masks, visualization_map
 from engine.export.explain.fuse import fuse
-from engine.export.explain.photo import prepared
+from engine.export.explain.photo import photo_input, prepared
 from engine.export.explain.plan import plan
 from engine.export.explain.score import activate, score
 from engine.export.explain.select import choose
 from engine.export.graph import GraphBuilder
 from engine.export.link import tapped
-from engine.export.simplify import unique_name
+from engine.export.simplify import free_names
 from engine.export.source import Source
 from engine.preprocess import Preprocess
 
@@ -78,7 +78,10 @@ def explain(
     }
     asked.shape = ir.Shape([1])
     inputs = dict(zip(("image", "target", "max_masks"), graph.inputs, strict=True))
-    _name(graph, inputs | {name: value for name, (value, _) in outputs.items()})
+    named = inputs | {name: value for name, (value, _) in outputs.items()}
+    free_names(graph, named.__contains__)
+    for name, value in named.items():
+        value.name = name
     for value, sizes in outputs.values():
         value.shape = ir.Shape(sizes)
     graph.outputs[:] = [value for value, _ in outputs.values()]
@@ -89,23 +92,10 @@ def explain(
 def _take_photos(g: GraphBuilder, preprocess: Preprocess) -> ir.Value:
     """Put a photo in the place of the graph's image, which is made of it now, and return that."""
     image = g.graph.inputs[0]
-    photo = ir.Value(name="photo", type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(["height", "width", 3]))
-    g.graph.inputs[0] = photo
-    made = prepared(g, photo, preprocess)
+    g.graph.inputs[0] = photo_input()
+    made = prepared(g, g.graph.inputs[0], preprocess)
     ir.convenience.replace_all_uses_with(image, made)
     return made
-
-
-def _name(graph: ir.Graph, named: Mapping[str, ir.Value]) -> None:
-    """Give values their names, whatever the source calls them or others."""
-    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
-    taken = {value.name for value in values}
-    for value in values:
-        if value.name in named:
-            value.name = unique_name(f"source/{value.name}", taken)
-            taken.add(value.name)
-    for name, value in named.items():
-        value.name = name
 
 
 def _heatmap(

@@ -11,6 +11,11 @@ _LANCZOS = 3
 _GREY = (19595, 38470, 7471)  # of 65536: ITU-R 601-2 luma, as Pillow rounds it
 
 
+def photo_input() -> ir.Value:
+    """Return a photo as a graph takes it: uint8 [h, w, 3]."""
+    return ir.Value(name="photo", type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(["height", "width", 3]))
+
+
 def prepared(g: GraphBuilder, photo: ir.Value, preprocess: Preprocess) -> ir.Value:
     """Append resizing, cropping and normalising of a photo.
 

@@ -9,7 +9,7 @@ from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from engine.bundle import Bundle
 from engine.errors import VerificationError
 from engine.explainer import Explainer
-from engine.export.explain.photo import prepared
+from engine.export.explain.photo import photo_input, prepared
 from engine.export.graph import GraphBuilder
 from engine.export.source import IR_VERSION
 from engine.image import prepare
@@ -81,7 +81,7 @@ def verify_preparation(preprocess: Preprocess, opset: int) -> None:
 
 def preparation(preprocess: Preprocess, opset: int) -> Session:
     """Open a graph that prepares a photo, uint8 [h, w, 3], and does nothing else."""
-    photo = ir.Value(name="photo", type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(["height", "width", 3]))
+    photo = photo_input()
     graph = ir.Graph([photo], [], nodes=[], opset_imports={"": opset}, name="photo")
     made = prepared(GraphBuilder(graph, "photo"), photo, preprocess)
     made.shape = ir.Shape([1, len(preprocess.mean), *preprocess.size])

@@ -20,7 +20,6 @@ __all__ = ["expect_writable_repository", "write_repository"]
 
 _BACKEND = Path(__file__).with_name("model.py")
 _ACCELERATOR = "# No execution accelerator: TensorRT takes no loops, and the method is one."
-_TAKES_PHOTOS = "uint8 [height, width, 3], red first"
 
 
 @dataclass(frozen=True, slots=True)
