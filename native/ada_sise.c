@@ -2,7 +2,6 @@
 
 #include "ada_sise.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <math.h>
 #include <pthread.h>
@@ -16,6 +15,8 @@
 #ifdef ADA_SISE_LINKED /* with an ONNX Runtime that was installed with its header */
 #include <onnxruntime_c_api.h>
 #else
+#include <dlfcn.h>
+
 #include "ort_abi.h"
 #endif
 
@@ -79,7 +80,7 @@ static double now_ms(void) {
 }
 
 /* Finds ONNX Runtime. It stays loaded when the handle is closed: its threads may not have ended yet. */
-static ada_sise_code find_runtime(ada_sise *handle, const ada_sise_options *options, void **library) {
+static ada_sise_code find_runtime(ada_sise *handle, const ada_sise_options *options) {
     ApiBase api_base = NULL;
 #ifdef ADA_SISE_LINKED
     if (options->onnxruntime)
@@ -87,14 +88,14 @@ static ada_sise_code find_runtime(ada_sise *handle, const ada_sise_options *opti
                       "onnxruntime is %s; this library is linked to an ONNX Runtime, so expected NULL",
                       options->onnxruntime);
     api_base = OrtGetApiBase;
-    *library = dlopen(NULL, RTLD_NOW); /* the program with all its libraries */
 #else
     const char *path = options->onnxruntime ? options->onnxruntime : ADA_SISE_ONNXRUNTIME;
-    *library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-    if (!*library)
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (!library)
         return failed(handle, NULL, ADA_SISE_RUNTIME,
                       "ONNX Runtime cannot be loaded: %s; install it, or name its library in options", dlerror());
-    void *symbol = dlsym(*library, "OrtGetApiBase");
+    void *symbol = dlsym(library, "OrtGetApiBase");
+    dlclose(library); /* it stays, by RTLD_NODELETE */
     if (!symbol)
         return failed(handle, NULL, ADA_SISE_RUNTIME, "%s: is no ONNX Runtime; expected its libonnxruntime.so", path);
     memcpy(&api_base, &symbol, sizeof api_base);
@@ -106,19 +107,26 @@ static ada_sise_code find_runtime(ada_sise *handle, const ada_sise_options *opti
     return ADA_SISE_OK;
 }
 
-/* Asks for the CUDA provider, which a build for CPUs has no function for. */
-static ada_sise_code use_cuda(ada_sise *handle, void *library, OrtSessionOptions *session_options, int device) {
-    OrtStatus *(*append)(OrtSessionOptions *, int) = NULL;
-    void *symbol = dlsym(library, "OrtSessionOptionsAppendExecutionProvider_CUDA");
-    if (!symbol)
-        return failed(handle, NULL, ADA_SISE_RUNTIME,
-                      "this ONNX Runtime has no CUDA provider; expected one that was built for CUDA, or use_cuda 0");
-    memcpy(&append, &symbol, sizeof append);
-    OrtStatus *status = append(session_options, device);
+/* Asks for the CUDA provider, in float32 proper and with the same algorithms at every start, as the engine does. A build
+ * for CPUs refuses. */
+static ada_sise_code use_cuda(ada_sise *handle, OrtSessionOptions *session_options, int device) {
+    const OrtApi *ort = handle->ort;
+    OrtCUDAProviderOptionsV2 *cuda = NULL;
+    char number[16];
+    snprintf(number, sizeof number, "%d", device);
+    const char *const keys[] = {"device_id", "use_tf32", "cudnn_conv_algo_search"};
+    const char *const values[] = {number, "0", "HEURISTIC"};
+    OrtStatus *status = ort->CreateCUDAProviderOptions(&cuda);
+    if (!status)
+        status = ort->UpdateCUDAProviderOptions(cuda, keys, values, sizeof keys / sizeof *keys);
+    if (!status)
+        status = ort->SessionOptionsAppendExecutionProvider_CUDA_V2(session_options, cuda);
+    if (cuda)
+        ort->ReleaseCUDAProviderOptions(cuda);
     return status ? ort_failed(handle, NULL, ADA_SISE_RUNTIME, "the CUDA provider", status) : ADA_SISE_OK;
 }
 
-static ada_sise_code create_session(ada_sise *handle, const char *file, const ada_sise_options *options, void *library) {
+static ada_sise_code create_session(ada_sise *handle, const char *file, const ada_sise_options *options) {
     const OrtApi *ort = handle->ort;
     OrtSessionOptions *session_options = NULL;
     OrtStatus *status = ort->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "ada_sise", &handle->env);
@@ -134,7 +142,7 @@ static ada_sise_code create_session(ada_sise *handle, const char *file, const ad
         status = ort->AddSessionConfigEntry(session_options, "session.intra_op.allow_spinning", "0");
     ada_sise_code code = status ? ort_failed(handle, NULL, ADA_SISE_RUNTIME, "ONNX Runtime", status) : ADA_SISE_OK;
     if (!code && options->use_cuda)
-        code = use_cuda(handle, library, session_options, options->cuda_device);
+        code = use_cuda(handle, session_options, options->cuda_device);
     if (!code) {
         status = ort->CreateSession(handle->env, file, session_options, &handle->session);
         if (status)
@@ -305,10 +313,9 @@ ada_sise_code ada_sise_open(const char *path, const ada_sise_options *options, a
     char *file = model_file(path, S_ISDIR(about.st_mode));
     if (!file)
         return failed(opened, NULL, ADA_SISE_MEMORY, "%s: there is no memory for its name", path);
-    void *library = NULL;
-    ada_sise_code code = find_runtime(opened, options, &library);
+    ada_sise_code code = find_runtime(opened, options);
     if (!code)
-        code = create_session(opened, file, options, library);
+        code = create_session(opened, file, options);
     if (!code)
         code = read_sizes(opened, file);
     if (!code)
@@ -317,8 +324,6 @@ ada_sise_code ada_sise_open(const char *path, const ada_sise_options *options, a
         opened->ort->ReleaseSession(opened->session);
         opened->session = NULL;
     }
-    if (library)
-        dlclose(library); /* it stays, by RTLD_NODELETE */
     free(file);
     return code;
 }

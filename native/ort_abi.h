@@ -22,6 +22,7 @@ typedef struct OrtTypeInfo OrtTypeInfo;
 typedef struct OrtTensorTypeAndShapeInfo OrtTensorTypeAndShapeInfo;
 typedef struct OrtModelMetadata OrtModelMetadata;
 typedef struct OrtAllocator OrtAllocator;
+typedef struct OrtCUDAProviderOptionsV2 OrtCUDAProviderOptionsV2;
 
 typedef enum OrtLoggingLevel { ORT_LOGGING_LEVEL_FATAL = 4 } OrtLoggingLevel;
 typedef enum OrtAllocatorType { OrtDeviceAllocator = 0 } OrtAllocatorType;
@@ -97,12 +98,21 @@ typedef struct OrtApi {
     void (*ReleaseModelMetadata)(OrtModelMetadata *metadata); /* 118 */
     OrtUnused unused_119[11];
     OrtStatus *(*AddSessionConfigEntry)(OrtSessionOptions *options, const char *key, const char *value); /* 130 */
+    OrtUnused unused_131[73];
+    OrtStatus *(*SessionOptionsAppendExecutionProvider_CUDA_V2)(OrtSessionOptions *options,
+                                                                const OrtCUDAProviderOptionsV2 *cuda); /* 204 */
+    OrtStatus *(*CreateCUDAProviderOptions)(OrtCUDAProviderOptionsV2 **cuda);
+    OrtStatus *(*UpdateCUDAProviderOptions)(OrtCUDAProviderOptionsV2 *cuda, const char *const *keys,
+                                            const char *const *values, size_t count);
+    OrtUnused unused_207;
+    void (*ReleaseCUDAProviderOptions)(OrtCUDAProviderOptionsV2 *cuda); /* 208 */
 } OrtApi;
 
 _Static_assert(offsetof(OrtApi, Run) == 9 * sizeof(OrtUnused), "a place in the table");
 _Static_assert(offsetof(OrtApi, CreateTensorWithDataAsOrtValue) == 49 * sizeof(OrtUnused), "a place in the table");
 _Static_assert(offsetof(OrtApi, ReleaseSessionOptions) == 100 * sizeof(OrtUnused), "a place in the table");
 _Static_assert(offsetof(OrtApi, AddSessionConfigEntry) == 130 * sizeof(OrtUnused), "a place in the table");
+_Static_assert(offsetof(OrtApi, ReleaseCUDAProviderOptions) == 208 * sizeof(OrtUnused), "a place in the table");
 
 typedef struct OrtApiBase {
     const OrtApi *(*GetApi)(uint32_t version);

@@ -5,6 +5,7 @@
 
 #include <ada_sise.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,13 +96,25 @@ static void print_result(const ada_sise *model, const ada_sise_result *result, i
            result->class_score, (long long)masks, result->milliseconds);
 }
 
+/* Reads a whole number, all of the word. */
+static int read_number(const char *word, int64_t *number) {
+    char *end = NULL;
+    errno = 0;
+    *number = strtoll(word, &end, 10);
+    if (errno == 0 && end != word && *end == '\0')
+        return 1;
+    fprintf(stderr, "%s: is no whole number\n", word);
+    return 0;
+}
+
 int main(int count, char **words) {
     if (count < 4 || count > 6) {
         fprintf(stderr, "usage: %s MODEL PHOTO HEATMAP.pgm [TARGET [MAX_MASKS]]\n", words[0]);
         return 2;
     }
-    int64_t target = count > 4 ? strtoll(words[4], NULL, 10) : ADA_SISE_TOP_CLASS;
-    int64_t max_masks = count > 5 ? strtoll(words[5], NULL, 10) : ADA_SISE_ALL_MASKS;
+    int64_t target = ADA_SISE_TOP_CLASS, max_masks = ADA_SISE_ALL_MASKS;
+    if ((count > 4 && !read_number(words[4], &target)) || (count > 5 && !read_number(words[5], &max_masks)))
+        return 2;
     char message[ADA_SISE_MESSAGE_BYTES] = "there is no more memory";
     ada_sise *model = NULL;
     ada_sise_info info;

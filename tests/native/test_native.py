@@ -181,9 +181,7 @@ def test_a_photo(photo_model: Path, tiny_bundle: Path, opened) -> None:
 def test_cuda_that_is_not_there(tiny_bundle: Path, opened) -> None:
     model = opened(tiny_bundle, use_cuda=1)
     assert model.code == 3
-    assert model.error() == (
-        "this ONNX Runtime has no CUDA provider; expected one that was built for CUDA, or use_cuda 0"
-    )
+    assert model.error() == "the CUDA provider: CUDA execution provider is not enabled in this build."
 
 
 def test_a_graph_that_is_no_explain_onnx(tiny_bundle: Path, opened) -> None:
@@ -278,7 +276,7 @@ def test_linked_to_an_installed_runtime(tmp_path: Path, tiny_bundle: Path) -> No
     assert named.error().endswith("this library is linked to an ONNX Runtime, so expected NULL")
     named.close()
     no_cuda = Model(library, tiny_bundle, onnxruntime=None, use_cuda=1)
-    assert no_cuda.error().startswith("this ONNX Runtime has no CUDA provider")
+    assert no_cuda.error().startswith("the CUDA provider: CUDA execution provider is not enabled")
     no_cuda.close()
     model, explainer = Model(library, tiny_bundle, onnxruntime=None), engine.load(tiny_bundle)
     x = prepare(photo_pixels(), explainer.bundle.preprocess, explainer.bundle.image_shape).array
@@ -311,6 +309,14 @@ def test_the_example(photo_model: Path, tmp_path: Path) -> None:
         program = tmp_path / "by-pkg-config"
         run(COMPILERS[0], ROOT / "examples" / "c" / "explain.c", *flags, "-o", program)
         run(program, photo_model, photo, tmp_path / "third.pgm", 3, LD_LIBRARY_PATH=str(described.parent.parent))
+    if (within / "CMakeCache.txt").read_text().count("PNG_LIBRARY_RELEASE:FILEPATH=/"):
+        Image.fromarray(photo_pixels()).save(tmp_path / "photo.png")
+        run(within / "explain", photo_model, tmp_path / "photo.png", tmp_path / "png.pgm", 3)
+        assert (tmp_path / "png.pgm").read_bytes() == (tmp_path / "within.pgm").read_bytes()
+    letters = subprocess.run(
+        [within / "explain", photo_model, photo, "x", "cat"], capture_output=True, text=True, check=False
+    )
+    assert (letters.returncode, letters.stderr) == (2, "cat: is no whole number\n")
     failing = subprocess.run([within / "explain", "none.onnx", photo, "x"], capture_output=True, text=True, check=False)
     assert (failing.returncode, failing.stderr) == (
         2,

@@ -51,7 +51,7 @@ def write_single_file(bundle: Bundle, file: Path, largest: int = _LARGEST) -> No
         size = message.ByteSize()
     if size > largest:
         raise ModelError(
-            f"{file}: would hold {size / 1e9:.1f} GB, since the graph has the weights twice; an ONNX file has at most "
-            f"{largest / 1e9:.1f} GB: take the bundle instead, whose graphs share the file {WEIGHTS}"
+            f"{file.name}: would hold {size / 1e9:.1f} GB, since the graph has the weights twice; an ONNX file has at "
+            f"most {largest / 1e9:.1f} GB: take the bundle instead, whose graphs share the file {WEIGHTS}"
         )
     write_whole(file, message.SerializeToString(deterministic=True))
