@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from engine.backends import Session, Tensor
+from engine.backends import Bound, Session, Tensor
 from engine.bundle import Bundle, Layer
 from engine.errors import BundleError
 
@@ -10,16 +10,16 @@ _FLOAT, _INT = "float32", "int64"
 _TARGETS = Tensor(_INT, (None,))
 
 
-def expect_forward(bundle: Bundle, session: Session, name: str = "forward") -> None:
-    """Check `forward.onnx`, or the same in another precision.
+def expect_forward(bundle: Bundle, session: Session | Bound, name: str = "forward", images: str = _FLOAT) -> None:
+    """Check `forward.onnx`, or the same in another precision, which may take `images` of another type.
 
     Raises:
         BundleError: It has another input or output than the manifest says.
     """
-    _expect(bundle, f"{name}.onnx", session, [_images(bundle)], [_logits(bundle)])
+    _expect(bundle, f"{name}.onnx", session, [Tensor(images, _images(bundle).shape)], [_logits(bundle)])
 
 
-def expect_tapped(bundle: Bundle, session: Session) -> None:
+def expect_tapped(bundle: Bundle, session: Session | Bound) -> None:
     """Check `tapped.onnx`.
 
     Raises:
@@ -79,7 +79,7 @@ def expect_full_gradient(bundle: Bundle, session: Session) -> None:
     _expect(bundle, "full_gradient.onnx", session, [images, _TARGETS], [_logits(bundle), images, *attributions])
 
 
-def _expect_tapped(bundle: Bundle, graph: str, session: Session, layers: Sequence[Layer]) -> None:
+def _expect_tapped(bundle: Bundle, graph: str, session: Session | Bound, layers: Sequence[Layer]) -> None:
     image, logits = Tensor(_FLOAT, (1, *bundle.image_shape)), Tensor(_FLOAT, (1, bundle.classes))
     maps = [Tensor(_FLOAT, (1, layer.channels, layer.height, layer.width)) for layer in layers]
     averages = [Tensor(_FLOAT, (None, layer.channels)) for layer in layers]
@@ -100,7 +100,9 @@ def _borders(bundle: Bundle) -> list[Tensor]:
     return [_images(bundle), *layers, _logits(bundle)]
 
 
-def _expect(bundle: Bundle, graph: str, session: Session, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+def _expect(
+    bundle: Bundle, graph: str, session: Session | Bound, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> None:
     for what, found, expected in (("inputs", session.inputs, inputs), ("outputs", session.outputs, outputs)):
         if list(found) != list(expected):
             raise BundleError(

@@ -6,6 +6,7 @@
     │   └── VerificationError    the compiled graphs do not compute what the source model computes
     ├── BundleError              a bundle on disk is missing, damaged, foreign or of another schema
     ├── BackendError             a runtime, device or provider is missing or refused a graph
+    │   ├── DeviceMemoryError    there is no more memory on the device
     │   └── MissingRuntimeError  the runtime is not installed, or not usable; an ImportError too
     ├── ImageError               a photo or array cannot be read or does not fit the model
     ├── TargetError              a class index or label that the model does not have
@@ -60,6 +61,10 @@ class BundleError(EngineError):
 
 class BackendError(EngineError):
     """A runtime, device or provider is missing, or refused a graph."""
+
+
+class DeviceMemoryError(BackendError):
+    """There is no more memory on the device."""
 
 
 class MissingRuntimeError(BackendError, ImportError):

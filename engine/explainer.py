@@ -56,7 +56,7 @@ class Explainer:
         self.precision = precision
         self._batch_size = batch_size
         self._backend = backend
-        self._network: Network | None = Network(bundle, backend, precision)
+        self._network: Network | None = Network(bundle, backend, precision, batch_size)
         self._costs = Costs()
 
     def close(self) -> None:
@@ -110,6 +110,7 @@ class Explainer:
         *,
         finish_s: Callable[[], float] = float,
         shared: SharedLanes | None = None,
+        wants_maps: bool = False,
         **asked: Unpack[Asked],
     ) -> Probe:
         """Take up one image, to put changed forms of it to the network: what methods and measures work with.
@@ -119,6 +120,7 @@ class Explainer:
             target: The classes that are asked about.
             finish_s: Says what is to be done for each class after the last run of the network, in seconds.
             shared: The lanes, if changed forms of other images are scored with this one's.
+            wants_maps: Whether visualization maps will be asked for.
             asked: How to ask the network, as for `explain`.
 
         Raises:
@@ -129,7 +131,8 @@ class Explainer:
         """
         options = self._options(asked)
         targets = class_indices(target, self.bundle.classes, self.bundle.labels)
-        return Probe(self.bundle, self._opened(), image, targets, options, self._costs, finish_s, shared)
+        given = (self.bundle, self._opened(), image, targets, options, self._costs, finish_s, shared)
+        return Probe(*given, wants_maps=wants_maps)
 
     @overload
     def explain(self, image: Photo, target: Target = None, **choices: Unpack[Choices]) -> Explanation: ...
@@ -364,7 +367,7 @@ class Explainer:
             return self._costs.high(FINISH.format(method.name)) or first_s
 
         with self._costs.call():
-            probe = self.probe(image, target, **asked, finish_s=finish_s, shared=shared)
+            probe = self.probe(image, target, **asked, finish_s=finish_s, shared=shared, wants_maps=visualization_maps)
             return answer(probe, method, self._costs, visualization_maps=visualization_maps)
 
 

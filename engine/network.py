@@ -19,6 +19,7 @@ from engine.contract import (
     expect_tapped,
 )
 from engine.errors import BundleError, OptionError
+from engine.resident import Resident
 
 Floats = NDArray[np.float32]
 
@@ -28,6 +29,7 @@ _CHECKS = {
     "head": expect_head,
     "gradient": expect_gradient,
     "full_gradient": expect_full_gradient,
+    "tapped": expect_tapped,
 }
 
 
@@ -57,8 +59,7 @@ def open_scorer(bundle: Bundle, backend: Backend, precision: str) -> Session:
         BundleError: The graph has other inputs or outputs than the manifest says, or there is none of the precision.
         BackendError: The runtime refused it.
     """
-    if precision not in backend.precisions:
-        raise OptionError(f"precision is {precision!r}; expected one of {', '.join(backend.precisions)} on this device")
+    expect_precision(backend, precision)
     file = bundle.int8 if precision == "int8" else bundle.forward
     if file is None:
         raise BundleError(
@@ -75,6 +76,16 @@ def open_scorer(bundle: Bundle, backend: Backend, precision: str) -> Session:
     return session
 
 
+def expect_precision(backend: Backend, precision: str) -> None:
+    """Check that masks can be scored in a precision.
+
+    Raises:
+        OptionError: The backend has no such precision.
+    """
+    if precision not in backend.precisions:
+        raise OptionError(f"precision is {precision!r}; expected one of {', '.join(backend.precisions)} on this device")
+
+
 class Network:
     """The graphs of a bundle: the two of Ada-SISE are opened at once, every other when it is first asked for.
 
@@ -84,6 +95,7 @@ class Network:
         bundle: The compiled model.
         backend: The runtime that executes its graphs.
         precision: In what masks are scored; everything else is float32.
+        batch_size: Masked images that a GPU scores at a time.
 
     Raises:
         OptionError: The backend has no such precision.
@@ -93,17 +105,22 @@ class Network:
     Attributes:
         precision: In what masks are scored.
         scorer: The graph that scores them: `forward`, or `forward.int8` … for another precision than float32.
+        resident: Both in device memory, on a GPU; else None.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, precision: str = "float32") -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, precision: str = "float32", batch_size: int = 8) -> None:
         self.precision = precision
         self.scorer = FORWARD if precision == "float32" else f"{FORWARD}.{precision}"
         self._bundle = bundle
         self._backend = backend
         self._lock = Lock()
-        scorer, tapped = open_scorer(bundle, backend, precision), backend.open(bundle.tapped)
-        expect_tapped(bundle, tapped)
-        self._sessions: dict[str, Session] = {"tapped": tapped, self.scorer: scorer}
+        self._sessions: dict[str, Session] = {}
+        expect_precision(backend, precision)
+        self.resident = None if backend.gpu is None else Resident(bundle, backend.gpu, precision, batch_size)
+        if self.resident is None:
+            scorer, tapped = open_scorer(bundle, backend, precision), backend.open(bundle.tapped)
+            expect_tapped(bundle, tapped)
+            self._sessions = {"tapped": tapped, self.scorer: scorer}
 
     def session(self, graph: str) -> Session:
         """Return one of the bundle's graphs.
@@ -129,9 +146,9 @@ class Network:
 
     def _open(self, graph: str) -> Session:
         bundle = self._bundle
-        if graph == FORWARD:
+        if graph in (FORWARD, self.scorer):
             expect_unchanged(bundle, bundle.forward)
-            return open_scorer(bundle, self._backend, "float32")
+            return open_scorer(bundle, self._backend, "float32" if graph == FORWARD else self.precision)
         block = graph.removesuffix(".grad")
         file = self._file(graph)
         if file is None:
@@ -157,5 +174,6 @@ class Network:
             "head": bundle.head,
             "gradient": bundle.gradient,
             "full_gradient": bundle.full_gradient,
+            "tapped": bundle.tapped,
         }
         return files[graph]

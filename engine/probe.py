@@ -19,13 +19,13 @@ from engine.lanes import SharedLanes, run_watched
 from engine.network import FORWARD, Network, Tapped
 from engine.options import TOP_CLASS, Options
 from engine.pace import Pace, expect_wanted
+from engine.resident import CLASSES_AT_ONCE, Resident
 from engine.scoring import Rows, finite, run_rows, score_rows
 
 Floats = NDArray[np.float32]
 
 LAST_LAYER = "last_layer"
 _COUNTLESS = 1e9
-_CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
 _GRADIENT_COST = 4  # an upper estimate, in forward passes
 
 
@@ -42,6 +42,7 @@ class Probe:
         finish_s: Says what a method needs for each class after its last run of the network, in seconds: a deadline
             leaves so much.
         shared: The lanes, if changed forms of other images are scored with this one's.
+        wants_maps: Whether visualization maps will be asked for.
 
     Raises:
         ImageError: The image cannot be read or does not fit.
@@ -53,6 +54,7 @@ class Probe:
         options: How to ask.
         deadline: When the result shall be there.
         clock: What took how long.
+        wants_maps: As given.
         evaluations: How many images each graph has computed, by the graph's name.
         scored_at: When the network last ended a run, by `time.perf_counter`.
     """
@@ -67,8 +69,11 @@ class Probe:
         costs: Costs,
         finish_s: Callable[[], float] = float,
         shared: SharedLanes | None = None,
+        *,
+        wants_maps: bool = False,
     ) -> None:
         self.clock = Clock()
+        self.wants_maps = wants_maps
         self.bundle = bundle
         self.options = options
         self.evaluations: dict[str, int] = {}
@@ -86,8 +91,8 @@ class Probe:
             self.clock.began,
             finish_s,
             classes=len(targets),
-            spare=f"{LAST_LAYER} of {min(len(targets), _CLASSES_AT_ONCE)}",
-            spare_runs=-(-len(targets) // _CLASSES_AT_ONCE),
+            spare=f"{LAST_LAYER} of {min(len(targets), CLASSES_AT_ONCE)}",
+            spare_runs=-(-len(targets) // CLASSES_AT_ONCE),
         )
         with self.clock("prepare"):
             prepared = prepare(photo, bundle.preprocess, bundle.image_shape)
@@ -98,6 +103,11 @@ class Probe:
     def precision(self) -> str:
         """In what masks are scored."""
         return self._network.precision
+
+    @property
+    def resident(self) -> Resident | None:
+        """Where everything can stay in device memory, on a GPU."""
+        return self._network.resident
 
     @property
     def scorer(self) -> str:
@@ -122,6 +132,11 @@ class Probe:
                 self._logits = finite(self.run(FORWARD, [self.image])[0])
             self._image_s = _GRADIENT_COST * self.clock.timings_ms["classify"] / 1e3
         return self._logits
+
+    @property
+    def target_count(self) -> int:
+        """K, how many classes are asked about."""
+        return len(self._targets)
 
     @property
     def classes(self) -> list[int]:
@@ -156,6 +171,31 @@ class Probe:
         if self._tapped is None:
             self._tapped = self._tap("tapped")
         return self._tapped
+
+    def tap_on(self, gpu: Resident, meanwhile: Callable[[int], None]) -> None:
+        """Run the tapped pass on a GPU, where the maps and average gradients stay.
+
+        Args:
+            gpu: Where.
+            meanwhile: Called before the host waits for it, with how many classes the average gradients there are of:
+                many classes take several passes.
+
+        Raises:
+            As `tap`.
+        """
+        for start in range(0, len(self._targets), CLASSES_AT_ONCE):
+            part = self._targets[start : start + CLASSES_AT_ONCE]
+            expect_wanted(self.options.cancel)
+            work = f"tapped of {len(part)}"
+            self._until("tapped", work)
+            began = time.perf_counter()
+            gpu.tap(part)
+            meanwhile(len(part))
+            self._logits, indices = gpu.read(len(part))
+            self._image_s = time.perf_counter() - began
+            self._costs.note(work, self._image_s)
+            self._expect_meant("tapped", part, indices)
+            self.count("tapped", 1)
 
     def layer(self, number: int) -> tuple[Floats, Floats]:
         """Return F_l and α_l of one layer: of the tapped pass, or of a shorter run if it is the last layer.
@@ -216,7 +256,7 @@ class Probe:
             self._costs.note_stopped(work, time.perf_counter() - began)
             raise self.deadline.error(f"{graph}.onnx had to be stopped") from None
         self._costs.note(work, time.perf_counter() - began)
-        self._count(graph, len(inputs[0]))
+        self.count(graph, len(inputs[0]))
         return outputs
 
     def score(
@@ -252,7 +292,7 @@ class Probe:
         pace, activation = self.pace(graph), activation or options.activation
         with self.clock("score"):
             scores = score_rows(session, rows, classes, activation, options.batch_size, pace, count, self._shared)
-        self._count(graph, len(scores))
+        self.count(graph, len(scores))
         self._expect_rows(len(scores), min(least, len(rows) if count is None else count))
         return scores
 
@@ -297,7 +337,7 @@ class Probe:
         most = self.options.batch_size if batch_size is None else batch_size
         with self.clock("score"):
             done = run_rows(session, rows, count, most, pace, take, beside, self._shared)
-        self._count("gradient", done)
+        self.count("gradient", done)
         self._expect_rows(done, min(1, count))
         return done
 
@@ -311,7 +351,7 @@ class Probe:
             ends=self.deadline.expect_time_to_score(),
             costs=self._costs,
             row=f"row of {graph}",
-            first_s=self._image_s * self._session(graph).runs_at_once,
+            first_s=self._image_s * self._runs_at_once(graph),
             progress=self.options.progress,
             cancel=self.options.cancel,
         )
@@ -325,7 +365,7 @@ class Probe:
         """Return how many masks are likely to be scored before the deadline; None when there is none."""
         if self.options.deadline_ms is None:
             return None
-        return int(min(self.pace(self.scorer).fit(), _COUNTLESS)) * self._session(self.scorer).runs_at_once
+        return int(min(self.pace(self.scorer).fit(), _COUNTLESS)) * self._runs_at_once(self.scorer)
 
     def layer_number(self, name: str | None) -> int:
         """Return the number of a feature layer from 0, by its name; None is the last layer.
@@ -340,13 +380,17 @@ class Probe:
             raise OptionError(f"layer is {name!r}; expected one of {', '.join(names)}, or None for the last")
         return names.index(name)
 
+    def _runs_at_once(self, graph: str) -> int:
+        return 1 if graph == self.scorer and self.resident is not None else self._session(graph).runs_at_once
+
     def _session(self, graph: str) -> Session:
         if self._network.is_open(graph):
             return self._network.session(graph)
         with self.clock("open"):
             return self._network.session(graph)
 
-    def _count(self, graph: str, images: int) -> None:
+    def count(self, graph: str, images: int) -> None:
+        """Take note that a graph has computed so many images, until now."""
         self.evaluations[graph] = self.evaluations.get(graph, 0) + images
         self.scored_at = time.perf_counter()
 
@@ -354,23 +398,28 @@ class Probe:
         """Run `tapped`, or `last_layer`, which is the same for that layer alone."""
         averages: list[list[Floats]] = []
         with self.clock("tap"):
-            for start in range(0, len(self._targets), _CLASSES_AT_ONCE):
-                part = np.array(self._targets[start : start + _CLASSES_AT_ONCE], np.int64)
-                logits, indices, *rest = self.run(graph, [self.image, part])
+            for start in range(0, len(self._targets), CLASSES_AT_ONCE):
+                part = self._targets[start : start + CLASSES_AT_ONCE]
+                logits, indices, *rest = self.run(graph, [self.image, np.array(part, np.int64)])
                 count = len(rest) // 2
                 self._logits = finite(logits)
-                meant = self.classes[start : start + _CLASSES_AT_ONCE]
-                if indices.tolist() != meant:
-                    raise BundleError(
-                        f"{graph}.onnx: says that it explained the classes {indices.tolist()}; expected {meant}: it is "
-                        "not what python -m engine.export writes, export the model again"
-                    )
+                self._expect_meant(graph, part, indices.tolist())
                 averages.append([finite(alpha) for alpha in rest[count:]])
             maps = [finite(layer)[0] for layer in rest[:count]]
         self._image_s = self.clock.timings_ms["tap"] / 1e3  # such a run holds a forward one
         return Tapped(
             maps=tuple(maps), averages=tuple(np.concatenate(alphas) for alphas in zip(*averages, strict=True))
         )
+
+    def _expect_meant(self, graph: str, part: Sequence[int], indices: Sequence[int]) -> None:
+        """Check that a graph has explained the classes that were asked about."""
+        top = int(self.logits.argmax())
+        meant = [top if target == TOP_CLASS else int(target) for target in part]
+        if list(indices) != meant:
+            raise BundleError(
+                f"{graph}.onnx: says that it explained the classes {list(indices)}; expected {meant}: it is not what "
+                "python -m engine.export writes, export the model again"
+            )
 
     def _until(self, graph: str, work: str) -> float | None:
         """Return when a run is to be stopped, on the clock of `time.perf_counter`; None for never.

@@ -12,7 +12,7 @@ from engine.kernels import activate
 from engine.lanes import Lanes, SharedLanes
 from engine.pace import Pace
 
-__all__ = ["Rows", "Write", "finite", "run_rows", "score_rows"]
+__all__ = ["Rows", "Write", "expect_finite", "finite", "run_rows", "score_rows"]
 
 
 def finite(tensor: NDArray[np.generic]) -> Floats:
@@ -22,12 +22,21 @@ def finite(tensor: NDArray[np.generic]) -> Floats:
         ImageError: It holds NaN or infinity.
     """
     values = tensor.astype(np.float32, copy=False)
-    if not np.isfinite(values).all():
+    expect_finite(bool(np.isfinite(values).all()))
+    return values
+
+
+def expect_finite(finite: bool) -> None:
+    """Check that the network has computed nothing but numbers.
+
+    Raises:
+        ImageError: It has not.
+    """
+    if not finite:
         raise ImageError(
             "the network computes NaN or infinity for this image; expected finite logits and gradients: check the "
             "image's range and the preprocessing"
         )
-    return values
 
 
 def score_rows(

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from engine.backends.base import Backend, Brake, Session, Tensor
+from engine.backends.base import Backend, Bound, Brake, Gpu, Session, Tensor
 from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from engine.errors import OptionError
 
-__all__ = ["BACKENDS", "Backend", "Brake", "OnnxRuntimeCpu", "Session", "Tensor", "create_backend"]
+__all__ = ["BACKENDS", "Backend", "Bound", "Brake", "Gpu", "OnnxRuntimeCpu", "Session", "Tensor", "create_backend"]
 
 
 class _Create(Protocol):

@@ -5,12 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.threads import Threads
+from engine.kernels.device import Array, Device
+
+Placed: TypeAlias = tuple[Array, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,61 @@ class Session(Protocol):
         ...
 
 
+class Bound(Protocol):
+    """One loaded graph that takes and gives arrays in device memory."""
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        """The graph's inputs, in its order."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """The graph's outputs, in its order."""
+        ...
+
+    def bind(self, inputs: Sequence[Placed], outputs: Sequence[Placed]) -> Callable[[], None]:
+        """Say where the graph's inputs and outputs lie.
+
+        Args:
+            inputs: One array for each, in the graph's order, and the shape of what lies at its beginning.
+            outputs: The same.
+
+        Returns:
+            What runs the graph once, on the device's stream: it returns before the device is done.
+        """
+        ...
+
+
+class Gpu(Protocol):
+    """A GPU with a runtime for graphs.
+
+    Attributes:
+        name: What the GPU is called.
+        memory: Its memory and kernels.
+    """
+
+    name: str
+    memory: Device
+
+    def open(self, graph: Path, *, precision: str = "float32", many_runs: bool = False) -> Bound:
+        """Load a graph from a file, beside which its external data lies.
+
+        Args:
+            graph: The file.
+            precision: In what to compute it; an input of half precision has the type `element`.
+            many_runs: Whether it is run often, on arrays that stay where they are.
+
+        Raises:
+            BackendError: The runtime refused the graph.
+        """
+        ...
+
+    def element(self, precision: str) -> type[np.generic]:
+        """Return NumPy's type of the elements of scoring batches; that of bfloat16 is uint16, its bits."""
+        ...
+
+
 class Backend(Protocol):
     """A runtime on a device.
 
@@ -132,6 +190,11 @@ class Backend(Protocol):
         spinning: bool | None = None,
         providers: Sequence[str] | None = None,
     ) -> None: ...
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """Where everything can stay in device memory; None on a CPU."""
+        ...
 
     def open(self, graph: Path | bytes, *, many_runs: bool = False, precision: str = "float32") -> Session:
         """Load a graph from a file, beside which its external data lies, or from the bytes of a model.

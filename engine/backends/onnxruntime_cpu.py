@@ -39,7 +39,12 @@ except ImportError as err:
 
 ONNXRUNTIME_VERSION: str = ort.__version__
 _PROVIDER = "CPUExecutionProvider"
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+}
 
 
 def session_options(*, threads: int, spinning: bool = False, optimize: bool = True) -> "ort.SessionOptions":
@@ -80,6 +85,7 @@ class OnnxRuntimeCpu:
     precisions: ClassVar[tuple[str, ...]] = ("float32", "int8")
     runtime: ClassVar[str] = f"ONNX Runtime {ONNXRUNTIME_VERSION}"
     can_spin: ClassVar[bool] = True
+    gpu: ClassVar[None] = None
 
     def __init__(
         self,
@@ -157,8 +163,8 @@ class OnnxRuntimeSession:
         self._session = session
         self._process = None if outlives_fork else os.getpid()
         self._names = [value.name for value in session.get_inputs()]
-        self.inputs = tuple(map(_tensor, session.get_inputs()))
-        self.outputs = tuple(map(_tensor, session.get_outputs()))
+        self.inputs = tuple(map(describe, session.get_inputs()))
+        self.outputs = tuple(map(describe, session.get_outputs()))
 
     def run(self, inputs: Sequence[NDArray[np.generic]], brake: Brake | None = None) -> list[NDArray[np.generic]]:
         """Run the graph once; see `engine.backends.base.Session`."""
@@ -180,6 +186,7 @@ class OnnxRuntimeSession:
         return outputs
 
 
-def _tensor(value: "ort.NodeArg") -> Tensor:
+def describe(value: "ort.NodeArg") -> Tensor:
+    """Return the type and shape of a graph's input or output."""
     sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
     return Tensor(_DTYPES.get(value.type, value.type), sizes)

@@ -49,6 +49,7 @@ class OpenVinoCpu:
     precisions: ClassVar[tuple[str, ...]] = tuple(_HINTS)
     runtime: ClassVar[str] = f"OpenVINO {OPENVINO_VERSION}"
     can_spin: ClassVar[bool] = False
+    gpu: ClassVar[None] = None
 
     def __init__(
         self,

@@ -6,6 +6,11 @@
 
 #define MOST_THREADS 1024
 
+#ifdef __CUDACC_RTC__ // which has no headers
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fc00000)
+#endif
+
 struct Sum {
     template <typename T> __device__ T operator()(T a, T b) const { return a + b; }
 };

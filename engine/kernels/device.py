@@ -7,7 +7,7 @@ Masks are equal to the last bit; what is summed up in float64 differs by the ord
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -17,8 +17,6 @@ from engine.kernels.resample import axis
 from engine.kernels.select import RULES
 
 SOURCES = Path(__file__).parent
-MASK = np.dtype([("layer", np.int32), ("channel", np.int32), ("scored", np.int32)])
-"""A mask, as in layer.cuh."""
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 BATCH_TYPES = {"float32": 32, "float16": 16, "bfloat16": -16}
 _POINTERS = (
@@ -36,11 +34,30 @@ Array: TypeAlias = Any
 """An array in device memory: it has `shape` and `dtype`."""
 
 
+class Mark(Protocol):
+    """A moment on a stream."""
+
+    def wait(self) -> None:
+        """Wait until the stream has come here."""
+        ...
+
+    def ms_since(self, other: Self) -> float:
+        """Return what the stream took from another mark to this one, in milliseconds; both have been waited for."""
+        ...
+
+
 class Device(Protocol):
-    """Memory and kernels of a GPU, all on one stream: what is asked for is done in its order."""
+    """Memory and kernels of a GPU, all on one stream: what is asked for is done in its order.
+
+    Every method raises `DeviceMemoryError` if there is no more memory, and `BackendError` if the GPU failed.
+    """
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return memory that holds anything."""
+        ...
+
+    def clear(self, array: Array) -> None:
+        """Fill an array with zeros."""
         ...
 
     def upload(self, array: NDArray[Any]) -> Array:
@@ -53,6 +70,10 @@ class Device(Protocol):
 
     def address(self, array: Array) -> int:
         """Return where an array lies."""
+        ...
+
+    def mark(self) -> Mark:
+        """Return a mark of how far the stream is when it comes here."""
         ...
 
     def launch(
@@ -101,7 +122,7 @@ class Table:
     """Masks on the device, in the order in which they are scored or summed up.
 
     Attributes:
-        masks: `MASK` [n].
+        masks: int32 [n, 3]: layer and channel of each, and whether it is scored (1) or estimated (0).
         starts: int32 [L + 1], where each layer's begin, if they are sorted by layer.
         count: n.
     """
@@ -176,11 +197,15 @@ class Kernels:
             for name, size in zip(_SIZES, whole, strict=True):
                 table[layer][name] = size
         self._kept += [*maps, *averages]
-        self._layers = device.upload(table)
+        self._layers = device.upload(table.view(np.uint8))
         places = np.cumsum([0, *(height * width for _, height, width in self.shapes)]).astype(np.int32)
         self._places, self._map_pixels = device.upload(places), int(places[-1])
         self._largest = max(height * width for _, height, width in self.shapes)
-        self.strange = device.upload(np.zeros(1, np.int32))
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget whether something was not finite: a new image has come."""
+        self.strange = self._device.upload(np.zeros(1, np.int32))
         """int32 [1]: 1 once something was not finite."""
 
     def find_flat(self) -> Array:
@@ -213,14 +238,16 @@ class Kernels:
             chosen: What was chosen.
             count: How many there are.
         """
-        table = Table(self._device.empty((count,), MASK), self._device.empty((len(self.shapes) + 1,), np.int32), count)
+        table = Table(
+            self._device.empty((count, 3), np.int32), self._device.empty((len(self.shapes) + 1,), np.int32), count
+        )
         arguments = (self._layers, chosen.masks, chosen.counts, table.masks, table.starts)
         self._launch("select", "list_masks", (len(self.shapes),), (_BLOCK,), *arguments)
         return table
 
-    def place(self, masks: NDArray[Any]) -> Table:
-        """Bring masks, `MASK` [n], to the device."""
-        counts = np.bincount(masks["layer"], minlength=len(self.shapes))
+    def place(self, masks: NDArray[np.int32]) -> Table:
+        """Bring masks, int32 [n, 3] as in a `Table`, to the device."""
+        counts = np.bincount(masks[:, 0], minlength=len(self.shapes))
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         return Table(self._device.upload(masks), self._device.upload(starts), len(masks))
 
@@ -289,28 +316,28 @@ class Kernels:
             arguments = (scores, stride, ranges.minimum, ranges.span, ranges.mass, np.int32(count), weights, offsets)
             self._launch("combine", "weigh", (-(-count // _BLOCK),), (_BLOCK,), *arguments)
         sums = empty((self._map_pixels,), np.float64)
-        arguments = (self._layers, table.masks, table.starts, self._places, weights, sums)
         grid = (-(-self._largest // _COLUMNS), layers)
-        self._launch("combine", "sum_maps", grid, (_COLUMNS, _ROWS), *arguments)
+        summed = (self._layers, table.masks, table.starts, self._places, weights, sums)
+        self._launch("combine", "sum_maps", grid, (_COLUMNS, _ROWS), *summed)
         views, there = empty((layers, self._height, self._width), np.float64), empty((layers,), np.int32)
         size = (np.int32(self._height), np.int32(self._width))
-        arguments = (self._layers, table.starts, self._places, offsets, sums, *size, views, there)
-        self._launch("combine", "make_views", (layers,), (_WHOLE,), *arguments)
+        placed = (self._layers, table.starts, self._places, offsets, sums)
+        self._launch("combine", "make_views", (layers,), (_WHOLE,), *placed, *size, views, there)
         return views, there
 
-    def fuse(self, views: Array, there: Array, fusion: str) -> tuple[Array, Array, Array]:
+    def fuse(self, views: Array, there: Array, fusion: str) -> tuple[Array, Array]:
         """Fuse visualization maps; see `engine.kernels.fuse.fuse`.
 
         Returns:
-            The heatmap float32 [H, W], all zeros if it is constant; the thresholds float64 [L], NaN for a layer that is
-            not cut; and int32 [1], whether there is a heatmap.
+            The heatmap float32 [H, W], all zeros if it is constant; and the thresholds float64 [L], NaN where nothing
+            is cut.
         """
         empty, layers = self._device.empty, len(self.shapes)
         fused, heatmap = empty((self._pixels,), np.float64), empty((self._height, self._width), np.float32)
-        cuts, made = empty((layers,), np.float64), empty((1,), np.int32)
+        cuts = empty((layers,), np.float64)
         settings = (np.int32(layers), np.int32(self._pixels), np.int32(FUSIONS.index(fusion)))
-        self._launch("fuse", "fuse", (1,), (_WHOLE,), views, there, *settings, fused, heatmap, cuts, made)
-        return heatmap, cuts, made
+        self._launch("fuse", "fuse", (1,), (_WHOLE,), views, there, *settings, fused, heatmap, cuts)
+        return heatmap, cuts
 
     def _launch(
         self,

@@ -10,7 +10,7 @@
 Source: SISE, arXiv 2010.00672; Ada-SISE, arXiv 2102.07799.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,7 +33,8 @@ PRESETS: dict[str, int | None] = {"exact": None, "balanced": 100, "fast": 25}
 """How many masks each scores for a class; None for all."""
 
 SETTLED = "settled"
-_STRIDE = 4
+STRIDE = 4
+"""Of the rows and columns that it compares."""
 
 Floats = NDArray[np.float32]
 
@@ -80,19 +81,31 @@ class AdaSise:
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, with one scoring of all their masks."""
+        if probe.resident is not None:
+            from engine.methods.on_device import explain_on_device  # which knows this module
+
+            return explain_on_device(self, probe, probe.resident)
         baseline = probe.baseline(self.baseline)
         tapped = probe.tap()
         count = len(probe.classes)
         with probe.clock("select"):
             plans = plan_all(tapped.maps, tapped.averages, self.rule, self.mu)
-            orders, krigings = zip(*(self._order(probe, tapped.maps, own) for own in plans), strict=True)
+            orders, krigings = zip(*(self.order(probe, lambda: tapped.maps, own) for own in plans), strict=True)
         turns = take_turns([own.pairs(order) for own, order in zip(plans, orders, strict=True)])
         rows = FeatureMasks(probe.image[0], baseline, tapped.maps, turns)
         masks = rows.by_layer(probe.score(rows, least=0))
         return [self._fuse(probe, tapped.maps, masks, plans[k], orders[k], krigings[k], k) for k in range(count)]
 
-    def _order(self, probe: Probe, maps: Sequence[Floats], own: Plan) -> tuple[NDArray[np.int64], Kriging | None]:
-        """Return the numbers of the masks of one class that shall be scored, in order, and what the order rests on."""
+    def order(
+        self, probe: Probe, maps: Callable[[], Sequence[Floats]], own: Plan
+    ) -> tuple[NDArray[np.int64], Kriging | None]:
+        """Return the numbers of the masks of one class that shall be scored, in order, and what the order rests on.
+
+        Args:
+            probe: The image.
+            maps: Gives F_l of each layer, if the order depends on them.
+            own: The masks of the class.
+        """
         total = len(own.masks)
         count, likely = probe.within_budget(total), probe.affordable()
         most = PRESETS[self.preset]
@@ -100,7 +113,7 @@ class AdaSise:
         likely = count if likely is None else min(count, likely // len(probe.classes))
         if likely == total:
             return np.arange(total), None
-        kriging = own.kriging(maps, probe.size)
+        kriging = own.kriging(maps(), probe.size)
         return telling_first(kriging, total, count, likely), kriging
 
     def _fuse(
@@ -133,16 +146,13 @@ class AdaSise:
                 fewer = kriging.estimate(half, scores[half])
                 before, _ = fuse(views_of(maps, masks, own, scores, fewer, probe.size), self.fusion)
                 before = np.zeros(probe.size) if before is None else before
-                figures[SETTLED] = spearman(before[::_STRIDE, ::_STRIDE], heatmap[::_STRIDE, ::_STRIDE])
-        layers = tuple(
-            _report(layer, number, own, scores, values, cut)
-            for number, (layer, cut) in enumerate(zip(probe.bundle.layers, cuts, strict=True))
-        )
+                figures[SETTLED] = spearman(before[::STRIDE, ::STRIDE], heatmap[::STRIDE, ::STRIDE])
+        layers = reports_of(probe.bundle.layers, own, scores, values, cuts)
         return Attribution(
             heatmap=heatmap,
             scored=len(known),
             scorable=len(scores),
-            warnings=_warnings(layers, views),
+            warnings=warnings_of(layers, [view is not None for view in views]),
             figures=figures,
             layers=layers,
             visualization_maps=tuple(views),
@@ -227,6 +237,26 @@ def views_of(
     return views
 
 
+def reports_of(
+    layers: Sequence[Layer],
+    own: Plan,
+    scores: NDArray[np.float64],
+    values: NDArray[np.float64],
+    cuts: Sequence[float | None],
+) -> tuple[LayerReport, ...]:
+    """Say what happened in every layer for one class.
+
+    Args:
+        layers: The bundle's layers.
+        own: The masks of the class.
+        scores: What was measured of them, float64 [n]; NaN where nothing was.
+        values: What each is taken to score, float64 [n].
+        cuts: Where fusion has cut each layer.
+    """
+    pairs = enumerate(zip(layers, cuts, strict=True))
+    return tuple(_report(layer, number, own, scores, values, cut) for number, (layer, cut) in pairs)
+
+
 def _report(
     layer: Layer, number: int, own: Plan, scores: NDArray[np.float64], values: NDArray[np.float64], cut: float | None
 ) -> LayerReport:
@@ -253,15 +283,20 @@ def _report(
     )
 
 
-def _warnings(layers: Sequence[LayerReport], views: Sequence[Map | None]) -> tuple[str, ...]:
-    """Say what the reader of the heatmap should know of the layers."""
+def warnings_of(layers: Sequence[LayerReport], made: Sequence[bool]) -> tuple[str, ...]:
+    """Say what the reader of the heatmap should know of the layers.
+
+    Args:
+        layers: What happened in them.
+        made: Whether each has a visualization map.
+    """
     warnings = []
-    for layer, view in zip(layers, views, strict=True):
+    for layer, there in zip(layers, made, strict=True):
         if layer.selected == 0:
             warnings.append(f"layer {layer.name!r} gave no mask: no feature map was selected")
         elif layer.flat == layer.selected:
             warnings.append(f"layer {layer.name!r} gave no mask: all {layer.flat} selected maps are constant")
-        elif view is None:
+        elif not there:
             all_zero = not np.nan_to_num(layer.scores).any() and not np.nan_to_num(layer.estimated_scores).any()
             found = "all its masks score 0" if all_zero else "its visualization map is constant"
             warnings.append(f"layer {layer.name!r} is left out of the fusion: {found}")

@@ -1,17 +1,25 @@
-"""The engine's CUDA kernels on a CPU: compiled by g++, their arrays in the host's memory."""
+"""A GPU on a CPU: kernels compiled by g++, arrays in the host's memory, ONNX Runtime's CPU provider bound to them."""
 
 import ctypes
 import hashlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import DTypeLike, NDArray
+
+from engine.backends import OnnxRuntimeCpu
+from engine.backends.base import Placed
+from engine.backends.bound import BoundSession
+from engine.backends.onnxruntime_cpu import session_options
+from engine.errors import DeviceMemoryError
 
 _HEADER = Path(__file__).with_name("cuda.h")
 _FOLDER = tempfile.TemporaryDirectory(prefix="kernels-")
@@ -21,7 +29,9 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="kernels-")
 def compiled(file: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
     """Compile a file of kernels."""
     kernels = re.findall(r"__global__ void (\w+)\(", file.read_text(encoding="utf-8"))
-    half = next((f"TO_ELEMENT({int(word == 'BATCH=-16')})" for word in definitions if word in ("BATCH=16", "BATCH=-16")), "")
+    half = next(
+        (f"TO_ELEMENT({int(word == 'BATCH=-16')})" for word in definitions if word in ("BATCH=16", "BATCH=-16")), ""
+    )
     lines = [f'#include "{_HEADER}"', f'#include "{file}"', half, *(f"EMULATED({name})" for name in kernels)]
     text = "\n".join([*lines, ""])
     name = hashlib.sha256(repr((text, definitions)).encode()).hexdigest()[:16]
@@ -32,6 +42,19 @@ def compiled(file: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library))
+
+
+class EmulatedMark:
+    """A moment on a device that does everything at once."""
+
+    def __init__(self) -> None:
+        self.at = time.perf_counter()
+
+    def wait(self) -> None:
+        pass
+
+    def ms_since(self, other: "EmulatedMark") -> float:
+        return (self.at - other.at) * 1e3
 
 
 class EmulatedDevice:
@@ -49,6 +72,9 @@ class EmulatedDevice:
         array.view(np.uint8).fill(0xFF)  # NaN
         return array
 
+    def clear(self, array: NDArray[Any]) -> None:
+        array[...] = 0
+
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
         return np.array(array, order="C")
 
@@ -58,6 +84,9 @@ class EmulatedDevice:
     def address(self, array: NDArray[Any]) -> int:
         assert array.flags.c_contiguous
         return array.ctypes.data
+
+    def mark(self) -> "EmulatedMark":
+        return EmulatedMark()
 
     def launch(
         self,
@@ -79,3 +108,57 @@ class EmulatedDevice:
         if argument is None:
             return np.uint64(0)
         return np.uint64(self.address(argument)) if isinstance(argument, np.ndarray) else argument
+
+
+class EmulatedGpu:
+    """A GPU whose graphs run on the CPU.
+
+    Args:
+        fits: How many masked images fit into its memory.
+    """
+
+    name = "emulated"
+
+    def __init__(self, fits: int | None = None) -> None:
+        self.memory = EmulatedDevice()
+        self.fits = fits
+        self.runs: list[str] = []
+
+    def open(self, graph: Path, *, precision: str = "float32", many_runs: bool = False) -> "EmulatedGraph":
+        assert precision == "float32"
+        assert many_runs == (graph.name == "forward.onnx")
+        session = onnxruntime.InferenceSession(str(graph), session_options(threads=2))
+        return EmulatedGraph(self, graph.name, session)
+
+    def element(self, precision: str) -> type[np.generic]:
+        assert precision == "float32"
+        return np.float32
+
+
+class EmulatedGraph(BoundSession):
+    """A graph of an emulated GPU, which has little memory."""
+
+    def __init__(self, gpu: EmulatedGpu, name: str, session: onnxruntime.InferenceSession) -> None:
+        super().__init__(name, session, gpu.memory, "cpu")
+        self._gpu = gpu
+
+    def bind(self, inputs: Sequence[Placed], outputs: Sequence[Placed]) -> Callable[[], None]:
+        run, rows = super().bind(inputs, outputs), inputs[0][1][0]
+
+        def run_if_it_fits() -> None:
+            if self._name == "forward.onnx" and self._gpu.fits is not None and rows > self._gpu.fits:
+                raise DeviceMemoryError("out of memory")
+            self._gpu.runs.append(f"{self._name} of {rows}")
+            run()
+
+        return run_if_it_fits
+
+
+class EmulatedBackend(OnnxRuntimeCpu):
+    """A backend with an emulated GPU."""
+
+    precisions = ("float32",)
+
+    def __init__(self, fits: int | None = None) -> None:
+        super().__init__(threads=2)
+        self.gpu = EmulatedGpu(fits)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engine.budget import plan_all
 from engine.kernels import MaskWriter, activate, fuse, is_flat, select_channels, visualization_map
-from engine.kernels.device import MASK, Kernels, Ranges, Table
+from engine.kernels.device import Kernels, Ranges, Table
 from engine.kernels.select import RULES
 from tests.emulator import EmulatedDevice
 from tests.reference import method
@@ -47,10 +47,10 @@ class Network:
         self.image = random.standard_normal(image).astype(np.float32)
         self.kernels = Kernels(self.device, self.maps, self.averages, image, precision)
 
-    def masks(self, some: int = 40) -> NDArray[np.void]:
+    def masks(self, some: int = 40) -> NDArray[np.int32]:
         """Masks of maps that are not constant, sorted by layer."""
         pairs = [(layer, k, 1) for layer, own in enumerate(self.maps) for k in np.flatnonzero(~is_flat(own))[:some]]
-        return np.array(pairs, MASK)
+        return np.array(pairs, np.int32)
 
 
 @pytest.fixture(params=SHAPES, ids=str)
@@ -114,7 +114,7 @@ def test_choice(rule: str, order: int, random: np.random.Generator) -> None:
             if len(expected.channels):
                 assert float(chosen.thresholds[layer]) == expected.threshold
             pairs += [(layer, channel, 1) for channel in own]
-        assert table.masks.tolist() == pairs
+        assert [tuple(mask) for mask in table.masks.tolist()] == pairs
         assert table.starts.tolist() == [0, *np.cumsum(chosen.counts[:, 2])]
 
 
@@ -141,7 +141,7 @@ def test_masks_to_the_last_bit(shapes: str, image: str, order: int, random: np.r
             network.kernels.write_masks(batch, contrast, baseline, table, ranges, part)
         writer, row = MaskWriter(network.image, baseline), np.empty(IMAGES[image], np.float32)
         for number, mask in enumerate(table.masks):
-            low, extent = writer.write(network.maps[mask["layer"]][mask["channel"]], row)
+            low, extent = writer.write(network.maps[mask[0]][mask[1]], row)
             assert (ranges.minimum[number], ranges.span[number]) == (low, extent)
             if number in part:
                 np.testing.assert_array_equal(batch[number - 1], row)
@@ -157,7 +157,7 @@ def test_masks_in_float16(image: str, random: np.random.Generator) -> None:
     network.kernels.write_masks(batch, network.image, None, table, ranges, range(table.count))
     writer, row = MaskWriter(network.image, None), np.empty(IMAGES[image], np.float32)
     for number, mask in enumerate(table.masks):
-        writer.write(network.maps[mask["layer"]][mask["channel"]], row)
+        writer.write(network.maps[mask[0]][mask[1]], row)
         np.testing.assert_array_equal(batch[number], row.astype(np.float16))
 
 
@@ -171,7 +171,7 @@ def test_masks_in_bfloat16(random: np.random.Generator) -> None:
     network.kernels.write_masks(batch, network.image, None, table, ranges, range(table.count))
     writer, row = MaskWriter(network.image, None), np.empty(IMAGES["even"], np.float32)
     for number, mask in enumerate(table.masks):
-        writer.write(network.maps[mask["layer"]][mask["channel"]], row)
+        writer.write(network.maps[mask[0]][mask[1]], row)
         expected = torch.from_numpy(row).to(torch.bfloat16).view(torch.uint16).numpy()
         np.testing.assert_array_equal(batch[number], expected)
 
@@ -202,16 +202,16 @@ def test_scores(classes: int, activation: str, order: int, random: np.random.Gen
 def test_visualization_maps(shapes: str, order: int, random: np.random.Generator) -> None:
     network = Network(random, SHAPES[shapes], IMAGES["odd"], order)
     masks = network.masks()
-    masks["scored"] = np.arange(len(masks)) % 5 > 0
+    masks[:, 2] = np.arange(len(masks)) % 5 > 0
     table = network.kernels.place(masks)
     ranges = network.kernels.find_ranges(table)
     scores = random.random((table.count, 2))
     views, there = network.kernels.views(table, ranges, scores)
     for layer, maps in enumerate(network.maps):
-        own = np.flatnonzero(masks["layer"] == layer)
-        chosen = maps[masks["channel"][own]]
+        own = np.flatnonzero(masks[:, 0] == layer)
+        chosen = maps[masks[:, 1][own]]
         rows = method.upsample(chosen, *IMAGES["odd"][1:])
-        scored = masks["scored"][own] > 0
+        scored = masks[:, 2][own] > 0
         minimum = np.array([up.min() if ok else one.min() for up, one, ok in zip(rows, chosen, scored, strict=True)])
         extent = np.array([np.ptp(up) if ok else 1.0 for up, ok in zip(rows, scored, strict=True)])
         expected = visualization_map(chosen, scores[own, 0], minimum, extent, IMAGES["odd"][1:])
@@ -223,7 +223,7 @@ def test_visualization_maps(shapes: str, order: int, random: np.random.Generator
 def test_a_layer_without_masks(random: np.random.Generator) -> None:
     network = Network(random, SHAPES["odd sizes"], IMAGES["odd"])
     masks = network.masks()
-    table = network.kernels.place(masks[masks["layer"] != 1])
+    table = network.kernels.place(masks[masks[:, 0] != 1])
     _, there = network.kernels.views(table, network.kernels.find_ranges(table), np.ones(table.count))
     assert there.tolist() == [1, 0, 1]
     empty = network.kernels.place(masks[:0])
@@ -242,8 +242,7 @@ def test_fusion(missing: tuple[int, ...], fusion: str, order: int, random: np.ra
     views[2, 3:9] = np.round(views[2, 3:9] * 256) / 256  # edges of bins
     there = np.array([layer not in missing for layer in range(3)], np.int32)
     expected, cuts = fuse([view if ok else None for view, ok in zip(views, there, strict=True)], fusion)
-    heatmap, found, made = network.kernels.fuse(views, there, fusion)
-    assert made[0] == (expected is not None)
+    heatmap, found = network.kernels.fuse(views, there, fusion)
     assert [None if np.isnan(cut) else cut for cut in found] == cuts  # bit for bit
     if expected is None:
         assert not heatmap.any()
@@ -256,13 +255,13 @@ def test_fusion(missing: tuple[int, ...], fusion: str, order: int, random: np.ra
 def test_everything_cut_away(random: np.random.Generator) -> None:
     network = Network(random, [(2, 3, 3)] * 2, IMAGES["even"])
     views = np.zeros((2, 24, 32))
-    views[0, 0, 0] = views[1, 5, 5] = 1.0
-    views[0, :, :] = 0.0
-    views[0, 1, 1] = 1.0
-    expected, _ = fuse(list(views), "hard")
-    heatmap, _, made = network.kernels.fuse(views, np.ones(2, np.int32), "hard")
-    assert made.tolist() == [1]
-    np.testing.assert_array_equal(heatmap, expected.astype(np.float32))
+    views[0, 12:] = views[1, :12] = 1.0
+    gates = fuse(list(views), "hard")[1]
+    heatmap, cuts = network.kernels.fuse(views, np.ones(2, np.int32), "hard")
+    assert [None if np.isnan(cut) else cut for cut in cuts] == gates
+    np.testing.assert_array_equal(heatmap, views[1].astype(np.float32))
+    heatmap, _ = network.kernels.fuse(views, np.zeros(2, np.int32), "hard")
+    assert not heatmap.any()
 
 
 def test_large_maps(random: np.random.Generator) -> None:
@@ -279,6 +278,6 @@ def test_large_maps(random: np.random.Generator) -> None:
     network.kernels.write_masks(batch, network.image, None, table, ranges, range(table.count))
     writer, row = MaskWriter(network.image, None), np.empty((3, 224, 224), np.float32)
     for number, mask in enumerate(some):
-        writer.write(network.maps[mask["layer"]][mask["channel"]], row)
+        writer.write(network.maps[mask[0]][mask[1]], row)
         np.testing.assert_array_equal(batch[number], row)
     assert isinstance(table, Table)

@@ -1,0 +1,216 @@
+"""A bundle's graphs on a GPU, with all that they take and give in its memory: from the image to the heatmap."""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends import Gpu
+from engine.bundle import Bundle
+from engine.contract import expect_forward, expect_tapped
+from engine.errors import DeviceMemoryError
+from engine.kernels.device import Array, Kernels, Mark, Ranges, Table
+from engine.pace import Pace
+from engine.scoring import expect_finite
+
+CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
+_AHEAD = 2  # batches that wait while the caller hears of those before them
+
+Floats = NDArray[np.float32]
+
+
+class Resident:
+    """The tapped pass, the scoring loop and the kernels of one bundle on a GPU. One image at a time: see `turn`.
+
+    Args:
+        bundle: The compiled model.
+        gpu: Where.
+        precision: In what masks are scored; the tapped pass is float32.
+        batch_size: Masked images that are scored at a time. Where they do not fit into the memory, half of it is taken,
+            and so on.
+
+    Raises:
+        BundleError: A graph has other inputs or outputs than the manifest says.
+        BackendError: The runtime refused a graph.
+        DeviceMemoryError: Not even one masked image fits into the memory.
+
+    Attributes:
+        device: The memory.
+        kernels: The arithmetic.
+        batch_size: Masked images that are scored at a time.
+        asked_batch_size: What was asked for.
+    """
+
+    def __init__(self, bundle: Bundle, gpu: Gpu, precision: str, batch_size: int) -> None:
+        self.device = gpu.memory
+        self.batch_size = self.asked_batch_size = batch_size
+        self._gpu = gpu
+        self._classes = bundle.classes
+        self._shape = bundle.image_shape
+        self._lock = Lock()
+        empty = self.device.empty
+        self._tapped = gpu.open(bundle.tapped)
+        expect_tapped(bundle, self._tapped)
+        self._forward = gpu.open(bundle.forward, precision=precision, many_runs=True)
+        self._element = gpu.element(precision)
+        expect_forward(bundle, self._forward, images=self._forward.inputs[0].dtype)
+        self._image = empty((1, *self._shape), np.float32)
+        self._logits, self._indices = empty((1, self._classes), np.float32), empty((CLASSES_AT_ONCE,), np.int64)
+        self._maps = [empty((own.channels, own.height, own.width), np.float32) for own in bundle.layers]
+        self._averages = [empty((CLASSES_AT_ONCE, own.channels), np.float32) for own in bundle.layers]
+        self._contrast: Array = None
+        self._baseline: Array = None
+        self.kernels = Kernels(self.device, self._maps, self._averages, self._shape, precision)
+        self._make_batch()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the memory for one image, within a `with` block."""
+        with self._lock:
+            yield
+
+    def resize(self, batch_size: int) -> None:
+        """Score so many masked images at a time from now on."""
+        if batch_size != self.asked_batch_size:
+            self.batch_size = self.asked_batch_size = batch_size
+            self._make_batch()
+
+    def warnings(self) -> list[str]:
+        """Return what the reader of a result should know."""
+        if self.batch_size == self.asked_batch_size:
+            return []
+        return [f"out of device memory: batches of {self.batch_size} were scored, not of {self.asked_batch_size}"]
+
+    def begin(self, image: Floats, baseline: Floats | None) -> None:
+        """Bring an image to the device.
+
+        Args:
+            image: float32 [1, C, H, W].
+            baseline: What masked-out pixels become, float32 [C, H, W], or None for zeros.
+        """
+        self._image = self.device.upload(image)
+        self._contrast = self._image if baseline is None else self.device.upload(image[0] - baseline)
+        self._baseline = None if baseline is None else self.device.upload(baseline)
+        self.kernels.begin()
+
+    def tap(self, targets: Sequence[int]) -> None:
+        """Run the tapped pass for at most `CLASSES_AT_ONCE` classes: maps and average gradients are then there."""
+        count = len(targets)
+        asked = self.device.upload(np.array(targets, np.int64))
+        outputs = [
+            (self._logits, (1, self._classes)),
+            (self._indices, (count,)),
+            *((own, (1, *own.shape)) for own in self._maps),
+            *((own, (count, own.shape[1])) for own in self._averages),
+        ]
+        self._tapped.bind([(self._image, (1, *self._shape)), (asked, (count,))], outputs)()
+
+    def read(self, count: int) -> tuple[Floats, list[int]]:
+        """Return the logits, float32 [1, classes], and the classes that the tapped pass has explained.
+
+        Args:
+            count: How many classes.
+
+        Raises:
+            ImageError: The network computed NaN or infinity.
+        """
+        logits, indices = self.device.download(self._logits), self.device.download(self._indices)[:count]
+        self.expect_finite()
+        return logits, [int(index) for index in indices]
+
+    def expect_finite(self) -> None:
+        """Check what was computed since the image came.
+
+        Raises:
+            ImageError: There was NaN or infinity.
+        """
+        expect_finite(not self.device.download(self.kernels.strange)[0])
+
+    def maps(self) -> tuple[Floats, ...]:
+        """Return F_l of each layer, float32 [C_l, h_l, w_l], in the host's memory."""
+        return tuple(self.device.download(own) for own in self._maps)
+
+    def averages(self, count: int) -> list[Floats]:
+        """Return α_l of each layer for so many classes, float32 [K, C_l], in the host's memory."""
+        return [self.device.download(own)[:count] for own in self._averages]
+
+    def score(
+        self, table: Table, ranges: Ranges, classes: Sequence[int], activation: str, pace: Pace
+    ) -> tuple[Array, int]:
+        """Score masks for some classes.
+
+        Args:
+            table: The masks.
+            ranges: Theirs.
+            classes: Indices of the K classes.
+            activation: What turns logits into class scores.
+            pace: Says before each batch how far to go.
+
+        Returns:
+            float64 [n, K] on the device, and how many rows of it there are.
+
+        Raises:
+            CancelledError: The caller wants no result any more.
+            DeviceMemoryError: Not even one masked image fits into the memory.
+            BackendError: The runtime failed.
+        """
+        targets = self.device.upload(np.array(classes, np.int64))
+        scores = self.device.empty((max(table.count, 1), len(classes)), np.float64)
+        waiting: deque[tuple[Mark, int]] = deque()
+        before, told, done = self.device.mark(), 0, 0
+
+        def wait_for_one(before: Mark, told: int) -> tuple[Mark, int]:
+            mark, rows = waiting.popleft()
+            mark.wait()
+            pace.measured(rows, mark.ms_since(before) / 1e3)
+            pace.report(told + rows, table.count)
+            return mark, told + rows
+
+        before.wait()
+        pace.report(0, table.count)
+        while done < table.count:
+            part = range(done, done + min(pace.room(done, table.count), self.batch_size))
+            if not part:
+                break
+            try:
+                self.kernels.write_masks(self._batch, self._contrast, self._baseline, table, ranges, part)
+                self._run()
+            except DeviceMemoryError:
+                self._halve()
+                continue
+            self.kernels.activate(self._scored, len(part), targets, activation, scores, part.start)
+            waiting.append((self.device.mark(), len(part)))
+            done = part.stop
+            if len(waiting) > _AHEAD:
+                before, told = wait_for_one(before, told)
+        while waiting:
+            before, told = wait_for_one(before, told)
+        return scores, done
+
+    def _make_batch(self) -> None:
+        """Allocate the scoring batch, which stays where it is: a captured graph of the runs can be replayed."""
+        while True:
+            try:
+                self._batch = self.device.empty((self.batch_size, *self._shape), self._element)
+                self._scored = self.device.empty((self.batch_size, self._classes), np.float32)
+                self.device.clear(self._batch)  # the rest of the last batch is computed as well
+                shapes = ((self.batch_size, *self._shape), (self.batch_size, self._classes))
+                self._run = self._forward.bind([(self._batch, shapes[0])], [(self._scored, shapes[1])])
+                return
+            except DeviceMemoryError:
+                self._halve(allocate=False)
+
+    def _halve(self, *, allocate: bool = True) -> None:
+        if self.batch_size == 1:
+            raise DeviceMemoryError(
+                f"{self._gpu.name}: has no memory for one masked image; expected some: end other programs that use it"
+            )
+        self.batch_size //= 2
+        logging.getLogger(__name__).warning("out of device memory: batches of %d from now on", self.batch_size)
+        self._batch = self._scored = None
+        if allocate:
+            self._make_batch()
