@@ -8,8 +8,9 @@ from pathlib import Path
 from engine.backends import Backend, create_backend
 from engine.bundle import load_bundle
 from engine.explainer import Explainer
-from engine.network import open_scorer
-from engine.tuning import Setup
+from engine.network import expect_precision, open_scorer
+from engine.resident import BATCH_SIZES, USUAL_BATCH_SIZE, BatchStopwatch
+from engine.tuning import EACH, Rate, Setup, Stopwatch
 from engine.tuning import tune as tune_setup
 
 _LOG = logging.getLogger(__name__)
@@ -34,10 +35,11 @@ def load(
 
     Args:
         path: The bundle `NAME.ada`.
-        device: `cpu` is ONNX Runtime; `openvino` is OpenVINO on the CPU, if it is installed.
+        device: `cpu` is ONNX Runtime; `openvino` is OpenVINO on the CPU, if it is installed; `cuda` is ONNX Runtime on
+            the first NVIDIA GPU that the process sees.
         precision: In what masks are scored: `float32`, or `int8` if the bundle was exported with it. Gradients, the
             selection of masks, the reported class score and all measures are float32 in any case. `openvino` has
-            `bfloat16` too, on a CPU that computes in it.
+            `bfloat16` too, on a CPU that computes in it; `cuda` has `tf32` and `float16`.
         threads: Threads that work on one explanation; by default one per CPU that this process may use, and no more are
             measured.
         lanes: Runs of the scorer at a time, which share the threads out; by default one per thread.
@@ -54,23 +56,34 @@ def load(
             an option.
     """
     began = time.perf_counter()
+    backend = create_backend(device, threads=threads, lanes=lanes, spinning=spinning, providers=providers)
+    gpu = backend.gpu
 
     def create(setup: Setup) -> Backend:
+        if gpu is not None:
+            return backend
         return create_backend(
             device, threads=setup.threads, lanes=setup.lanes, spinning=setup.spinning, providers=providers
         )
 
-    backend = create_backend(device, threads=threads, lanes=lanes, spinning=spinning, providers=providers)
-    setup = Setup.of(backend.threads, batch_size)
+    def stopwatch() -> Rate:
+        if gpu is not None:
+            return BatchStopwatch(bundle, gpu, precision)
+        return Stopwatch(lambda setup: open_scorer(bundle, create(setup), precision), bundle.image_shape)
+
+    usual = None if gpu is None else USUAL_BATCH_SIZE
+    setup = Setup.of(backend.threads, usual if batch_size is None else batch_size)
     bundle = load_bundle(Path(path))
+    expect_precision(backend, precision)
     if tune:
         given = {"threads": threads, "lanes": lanes, "spinning": spinning, "batch_size": batch_size}
+        fixed = ("threads", "lanes", "spinning") if gpu is not None else ()
         setup = tune_setup(
-            lambda setup: open_scorer(bundle, create(setup), precision),
-            bundle.image_shape,
+            stopwatch,
             setup,
-            fixed=[name for name, value in given.items() if value is not None],
+            fixed=[name for name, value in given.items() if value is not None or name in fixed],
             can_spin=backend.can_spin,
+            sizes=EACH if gpu is None else BATCH_SIZES,
             identity={
                 "bundle": bundle.manifest["sha256"],
                 "device": device,

@@ -1,6 +1,7 @@
 """A bundle's graphs on a GPU, with all that they take and give in its memory: from the image to the heatmap."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,16 @@ from engine.errors import DeviceMemoryError
 from engine.kernels.device import Array, Kernels, Mark, Ranges, Table
 from engine.pace import Pace
 from engine.scoring import expect_finite
+from engine.tuning import Setup
 
 CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
+USUAL_BATCH_SIZE = 64
+BATCH_SIZES = (16, 32, 64, 128, 256)
+"""Those that are tried."""
 _AHEAD = 2  # batches that wait while the caller hears of those before them
+_SWEEP_S = 10.0
+_SLOT_MS = 300.0
+_DIFFERENT = 16  # images in a batch that is timed
 
 Floats = NDArray[np.float32]
 
@@ -214,3 +222,46 @@ class Resident:
         self._batch = self._scored = None
         if allocate:
             self._make_batch()
+
+
+class BatchStopwatch:
+    """Measures how fast a GPU scores batches of a size, for a bounded time altogether: a `engine.tuning.Rate`.
+
+    Args:
+        bundle: The compiled model.
+        gpu: Where.
+        precision: In what.
+
+    Raises:
+        BackendError: The runtime refused the graph.
+    """
+
+    def __init__(self, bundle: Bundle, gpu: Gpu, precision: str) -> None:
+        self._ends = time.perf_counter() + _SWEEP_S
+        self._device, self._element = gpu.memory, gpu.element(precision)
+        self._shape, self._classes = bundle.image_shape, bundle.classes
+        self._forward = gpu.open(bundle.forward, precision=precision, many_runs=True)
+        self._images = np.random.default_rng(0).standard_normal((_DIFFERENT, *self._shape), np.float32)
+
+    def __call__(self, setup: Setup) -> float:
+        """Return images a second; 0 when the time is up, or a batch does not fit into the memory."""
+        size = setup.batch_size
+        if time.perf_counter() >= self._ends:
+            return 0.0
+        try:
+            images = np.resize(self._images, (size, *self._shape)).astype(self._element)
+            batch, logits = self._device.upload(images), self._device.empty((size, self._classes), np.float32)
+            run = self._forward.bind([(batch, batch.shape)], [(logits, logits.shape)])
+            took, done, runs = 0.0, 0, 1
+            while took < _SLOT_MS and time.perf_counter() < self._ends:
+                run()  # the first prepares it, and captures it
+                before = self._device.mark()
+                for _ in range(runs):
+                    run()
+                after = self._device.mark()
+                before.wait()
+                after.wait()
+                took, done, runs = after.ms_since(before), runs, 2 * runs
+        except DeviceMemoryError:
+            return 0.0
+        return 1e3 * done * size / max(took, 1e-6)

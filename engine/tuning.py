@@ -31,7 +31,8 @@ _SLOT_S = 0.2
 _MOST_RUNS = 20
 _GAIN = 1.05  # what two measurements of the same differ by
 _HOPELESS = 1.4
-_EACH = (1, 2, 4, 8)
+EACH = (1, 2, 4, 8)
+"""Batch sizes that are tried for each lane on a CPU."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -78,23 +79,23 @@ Rate: TypeAlias = Callable[[Setup], float]
 
 
 def tune(
-    open_scorer: Callable[[Setup], Session],
-    image_shape: Sequence[int],
+    stopwatch: Callable[[], Rate],
     default: Setup,
     *,
     fixed: Collection[str],
     can_spin: bool,
     identity: Mapping[str, object],
+    sizes: Sequence[int] = EACH,
 ) -> Setup:
     """Return the setup that was measured to be the fastest, now or when the same bundle was loaded before.
 
     Args:
-        open_scorer: Opens the graph that scores masks, images [N, C, H, W] → logits, with a setup.
-        image_shape: Sizes C, H and W of the network's input.
+        stopwatch: Makes what to measure with.
         default: What is taken where nothing else is clearly faster.
         fixed: The fields that keep the default's value, because the caller gave it.
         can_spin: Whether the runtime's threads can spin.
         identity: What the answer depends on beside this machine's CPUs and the engine's version; of JSON's types.
+        sizes: Batch sizes to try, for each lane.
 
     Raises:
         BackendError: The runtime refused the graph or failed.
@@ -107,10 +108,10 @@ def tune(
     digest = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()
     file = platformdirs.user_cache_path("ada-sise-engine") / "setups" / f"{digest}.json"
     remembered = read_setup(file, full)
-    if remembered is not None and is_possible(remembered, default, fixed, can_spin):
+    if remembered is not None and is_possible(remembered, default, fixed, can_spin, sizes):
         return remembered
     _LOG.info("first load here: measuring how to score fastest …")
-    found = sweep(default, fixed, can_spin, Stopwatch(open_scorer, image_shape))
+    found = sweep(default, fixed, can_spin, stopwatch(), sizes)
     _LOG.info("measured: %s", found)
     write_setup(file, full, found)
     return found
@@ -125,7 +126,7 @@ def cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def sweep(default: Setup, fixed: Collection[str], can_spin: bool, rate: Rate) -> Setup:
+def sweep(default: Setup, fixed: Collection[str], can_spin: bool, rate: Rate, sizes: Sequence[int] = EACH) -> Setup:
     """Choose one thing after the other; the default stays unless it is clearly beaten, twice.
 
     Args:
@@ -133,6 +134,7 @@ def sweep(default: Setup, fixed: Collection[str], can_spin: bool, rate: Rate) ->
         fixed: The fields that stay.
         can_spin: Whether the runtime's threads can spin.
         rate: What to choose by.
+        sizes: Batch sizes to try, for each lane.
     """
     best, choice = default, _Choice(rate)
     if can_spin and "spinning" not in fixed:
@@ -147,7 +149,7 @@ def sweep(default: Setup, fixed: Collection[str], can_spin: bool, rate: Rate) ->
         half = best.threads // 2  # one for each core, where every core counts as two CPUs
         best = choice.fastest(best, [replace(best, threads=half, lanes=half)])
     if "batch_size" not in fixed:
-        best = choice.fastest(best, [replace(best, batch_size=best.lanes * each) for each in _EACH])
+        best = choice.fastest(best, [replace(best, batch_size=best.lanes * each) for each in sizes])
     return best
 
 
@@ -185,8 +187,8 @@ class Stopwatch:
     Only the session that was measured last stays open, since each holds a copy of the weights.
 
     Args:
-        open_scorer: As for `tune`.
-        image_shape: As for `tune`.
+        open_scorer: Opens the graph that scores masks, images [N, C, H, W] → logits, with a setup.
+        image_shape: Sizes C, H and W of the network's input.
         clock: Gives the time in seconds.
     """
 
@@ -272,12 +274,14 @@ def _at_once(work: Callable[[], list[float]], count: int) -> list[list[float]]:
     return found
 
 
-def is_possible(setup: Setup, default: Setup, fixed: Collection[str], can_spin: bool) -> bool:
+def is_possible(
+    setup: Setup, default: Setup, fixed: Collection[str], can_spin: bool, sizes: Sequence[int] = EACH
+) -> bool:
     """Tell whether a sweep can have chosen a setup: a file may hold anything."""
     return (
         all(getattr(setup, name) == getattr(default, name) for name in fixed)
         and setup.threads <= default.threads
-        and setup.batch_size <= max(default.batch_size, _EACH[-1] * setup.lanes)
+        and setup.batch_size <= max(default.batch_size, sizes[-1] * setup.lanes)
         and (can_spin or not setup.spinning)
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "scripts" / "smoke.py"
-SHIPPED = (".py", ".json", ".cu", "py.typed")
+SHIPPED = (".py", ".json", ".cu", ".cuh", "py.typed")
 
 
 def main() -> None:

@@ -24,7 +24,15 @@ def _create_openvino(
     return OpenVinoCpu(threads=threads, lanes=lanes, spinning=spinning, providers=providers)
 
 
-BACKENDS: dict[str, _Create] = {"cpu": OnnxRuntimeCpu, "openvino": _create_openvino}
+def _create_cuda(
+    *, threads: int | None, lanes: int | None, spinning: bool | None, providers: Sequence[str] | None
+) -> Backend:
+    from engine.backends.onnxruntime_cuda import OnnxRuntimeCuda
+
+    return OnnxRuntimeCuda(threads=threads, lanes=lanes, spinning=spinning, providers=providers)
+
+
+BACKENDS: dict[str, _Create] = {"cpu": OnnxRuntimeCpu, "openvino": _create_openvino, "cuda": _create_cuda}
 
 
 def create_backend(

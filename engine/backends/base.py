@@ -131,15 +131,17 @@ class Bound(Protocol):
 
 
 class Gpu(Protocol):
-    """A GPU with a runtime for graphs.
+    """A GPU with a runtime for graphs."""
 
-    Attributes:
-        name: What the GPU is called.
-        memory: Its memory and kernels.
-    """
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
 
-    name: str
-    memory: Device
+    @property
+    def memory(self) -> Device:
+        """Its memory and kernels."""
+        ...
 
     def open(self, graph: Path, *, precision: str = "float32", many_runs: bool = False) -> Bound:
         """Load a graph from a file, beside which its external data lies.
@@ -171,14 +173,12 @@ class Backend(Protocol):
     Attributes:
         device: Its name.
         precisions: In what it can score masks; `float32` comes first.
-        runtime: The runtime's name and version.
         can_spin: Whether `spinning` may be True.
         threads: What was asked for, with everything decided.
     """
 
     device: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
-    runtime: ClassVar[str]
     can_spin: ClassVar[bool]
     threads: Threads
 
@@ -190,6 +190,11 @@ class Backend(Protocol):
         spinning: bool | None = None,
         providers: Sequence[str] | None = None,
     ) -> None: ...
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's name and version, and the GPU's name."""
+        ...
 
     @property
     def gpu(self) -> Gpu | None:

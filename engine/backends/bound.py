@@ -27,14 +27,18 @@ class BoundSession:
         session: The session, which this object owns.
         memory: Where the arrays lie.
         kind: What ONNX Runtime calls the device: `cuda`, or `cpu`.
-        number: Of the device.
+        captured: Whether runs are captured as a CUDA graph.
     """
 
-    def __init__(self, name: str, session: "ort.InferenceSession", memory: Device, kind: str, number: int = 0) -> None:
+    def __init__(
+        self, name: str, session: "ort.InferenceSession", memory: Device, kind: str, *, captured: bool = False
+    ) -> None:
         self._name = name
         self._session = session
         self._memory = memory
-        self._place = kind, number
+        self._place = kind, 0
+        self._captured = captured
+        self._captures = 0
         self._input_names = [value.name for value in session.get_inputs()]
         self._output_names = [value.name for value in session.get_outputs()]
         self.inputs: tuple[Tensor, ...] = tuple(map(describe, session.get_inputs()))
@@ -52,19 +56,20 @@ class BoundSession:
         options = ort.RunOptions()
         # It would wait for the device after each run; what comes next is on the same stream.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        kept = [array for array, _ in (*inputs, *outputs)]
+        if self._captured:
+            self._captures += 1  # each place of the arrays has a captured graph of its own
+            options.add_run_config_entry("gpu_graph_id", str(self._captures))
 
-        def run() -> None:
+        def run(_kept: object = (*inputs, *outputs)) -> None:
             try:
                 self._session.run_with_iobinding(binding, options)
             except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
-                raise failure(self._name, err) from err
-            assert kept
+                raise _failure(self._name, err) from err
 
         return run
 
 
-def failure(name: str, err: Exception) -> BackendError:
+def _failure(name: str, err: Exception) -> BackendError:
     """Return the error for what ONNX Runtime has said."""
     reason = " ".join(str(err).split())
     kind = DeviceMemoryError if any(words in reason.lower() for words in _NO_MEMORY) else BackendError

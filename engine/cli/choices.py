@@ -13,7 +13,8 @@ Device: TypeAlias = Annotated[str, typer.Option(help=f"Where to compute: {', '.j
 Precision: TypeAlias = Annotated[
     str,
     typer.Option(
-        help="In what masks are scored: float32; int8, if the bundle was exported with --int8; bfloat16 on openvino."
+        help="In what masks are scored: float32; int8, if the bundle was exported with --int8; bfloat16 on openvino; "
+        "tf32 and float16 on cuda."
     ),
 ]
 Threads: TypeAlias = Annotated[

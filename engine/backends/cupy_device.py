@@ -1,0 +1,132 @@
+"""Memory and kernels of an NVIDIA GPU, through CuPy."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self
+
+import cupy
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engine.errors import BackendError, DeviceMemoryError
+from engine.kernels.device import Array
+
+_OPTIONS = ("--std=c++17", "--fmad=false")  # a fused product and sum would round once less than NumPy does
+
+
+class CupyDevice:
+    """The first GPU that the process sees, and one stream on it, which waits for no other.
+
+    Args:
+        stream: The address of a stream of the caller; None for one of its own.
+
+    Attributes:
+        name: What the GPU is called.
+        stream: Its stream.
+    """
+
+    def __init__(self, stream: int | None = None) -> None:
+        with _told():
+            self._device = cupy.cuda.Device(0)
+            with self._device:
+                own = stream is None
+                self.stream = cupy.cuda.Stream(non_blocking=True) if own else cupy.cuda.ExternalStream(stream)
+            properties = cupy.cuda.runtime.getDeviceProperties(0)
+        self.name: str = properties["name"].decode()
+        self._lock = Lock()
+        self._kernels: dict[tuple[Path, str, tuple[str, ...]], Any] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return memory that holds anything; see `engine.kernels.device.Device`, and so for the others."""
+        with self._here():
+            return cupy.empty(shape, dtype)
+
+    def clear(self, array: Array) -> None:
+        """Fill an array with zeros."""
+        with self._here():
+            array.fill(0)
+
+    def upload(self, array: NDArray[Any]) -> Array:
+        """Return a copy of an array of the host."""
+        with self._here():
+            return cupy.array(array, order="C")
+
+    def download(self, array: Array) -> NDArray[Any]:
+        """Return a copy of an array, when all that was asked for before is done."""
+        with self._here():
+            return np.asarray(array.get(stream=self.stream))
+
+    def address(self, array: Array) -> int:
+        """Return where an array lies."""
+        return int(array.data.ptr)
+
+    def mark(self) -> "CupyMark":
+        """Return a mark of how far the stream is when it comes here."""
+        with self._here():
+            return CupyMark(self.stream.record())
+
+    def launch(
+        self,
+        file: Path,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence[Any],
+        definitions: tuple[str, ...] = (),
+    ) -> None:
+        """Run a kernel, which is compiled when it is first asked for."""
+        with self._here():
+            values = tuple(np.uint64(0) if argument is None else argument for argument in arguments)
+            self._kernel(file, kernel, definitions)(grid, block, values)
+
+    def _kernel(self, file: Path, kernel: str, definitions: tuple[str, ...]) -> Any:
+        key = file, kernel, definitions
+        with self._lock:
+            if key not in self._kernels:
+                options = (*_OPTIONS, f"-I{file.parent}", *(f"-D{word}" for word in definitions))
+                module = cupy.RawModule(code=file.read_text(encoding="utf-8"), options=options, backend="nvrtc")
+                self._kernels[key] = module.get_function(kernel)
+            return self._kernels[key]
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        with _told(), self._device, self.stream:
+            yield
+
+
+class CupyMark:
+    """A moment on a stream; see `engine.kernels.device.Mark`."""
+
+    def __init__(self, event: "cupy.cuda.Event") -> None:
+        self._event = event
+
+    def wait(self) -> None:
+        """Wait until the stream has come here."""
+        with _told():
+            self._event.synchronize()
+
+    def ms_since(self, other: Self) -> float:
+        """Return what the stream took from another mark to this one, in milliseconds."""
+        return float(cupy.cuda.get_elapsed_time(other._event, self._event))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn CuPy's errors into the engine's.
+
+    Raises:
+        DeviceMemoryError: There is no more memory.
+        BackendError: The GPU failed.
+    """
+    try:
+        yield
+    except cupy.cuda.memory.OutOfMemoryError as err:
+        raise DeviceMemoryError(f"the GPU has no more memory: {err}") from err
+    except (
+        cupy.cuda.runtime.CUDARuntimeError,
+        cupy.cuda.driver.CUDADriverError,
+        cupy.cuda.compiler.CompileException,
+    ) as err:
+        raise BackendError(f"the GPU failed: {' '.join(str(err).split())}") from err
