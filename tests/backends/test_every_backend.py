@@ -158,7 +158,7 @@ def test_how_many_runs_there_are_at_a_time(
 def test_devices() -> None:
     assert list(BACKENDS) == [CPU, OPENVINO, "cuda"]
     for device in ("tpu", "CPU", ""):
-        with pytest.raises(OptionError, match=rf"^device '{device}' is unknown; expected one of cpu, openvino$"):
+        with pytest.raises(OptionError, match=rf"^device '{device}' is unknown; expected one of cpu, openvino, cuda$"):
             create_backend(device, threads=1)
 
 

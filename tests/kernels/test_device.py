@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.budget import plan_all
-from engine.kernels import MaskWriter, activate, fuse, is_flat, select_channels, visualization_map
+from engine.kernels import MaskWriter, activate, fuse, is_flat, otsu_threshold, select_channels, visualization_map
 from engine.kernels.device import Kernels, Ranges, Table
 from engine.kernels.select import RULES
 from tests.emulator import EmulatedDevice
@@ -116,6 +116,15 @@ def test_choice(rule: str, order: int, random: np.random.Generator) -> None:
             pairs += [(layer, channel, 1) for channel in own]
         assert [tuple(mask) for mask in table.masks.tolist()] == pairs
         assert table.starts.tolist() == [0, *np.cumsum(chosen.counts[:, 2])]
+
+
+@pytest.mark.parametrize("values", [[1, 2, 7, 12, 17, 22, 23], [2, 3, 5, 12, 19, 21, 22]])
+def test_equal_measures_give_the_smaller_lower_class(values: list[int], random: np.random.Generator) -> None:
+    """By fractions, 3 and 4 of them are equally good as the lower class; in float64 the latter is better."""
+    network = Network(random, [(7, 2, 2)], IMAGES["grey"])
+    network.averages[0][:] = values
+    chosen = network.kernels.choose(network.kernels.find_flat(), "otsu", 0.0)
+    assert chosen.counts[0].tolist()[:2] == [7, 4]
 
 
 def test_choice_equals_the_reference(random: np.random.Generator) -> None:
@@ -231,6 +240,20 @@ def test_a_layer_without_masks(random: np.random.Generator) -> None:
     assert there.tolist() == [0, 0, 0]
 
 
+def test_a_map_is_constant_less_what_all_masks_have_in_common(random: np.random.Generator) -> None:
+    """Two maps that nearly make up for each other, far from zero: their sum varies by 1e-7 of itself."""
+    network = Network(random, [(2, 4, 4)], IMAGES["even"])
+    ramp = np.linspace(0.0, 1.0, 16, dtype=np.float32).reshape(4, 4)
+    network.maps[0][0], network.maps[0][1] = 1000 + 0.01 * ramp, 1000.01 - 0.0099 * ramp**1.01
+    table = network.kernels.place(np.array([[0, 0, 1], [0, 1, 1]], np.int32))
+    ranges = network.kernels.find_ranges(table)
+    scores = np.array([0.5, 0.5])
+    _, there = network.kernels.views(table, ranges, scores)
+    expected = visualization_map(network.maps[0], scores, ranges.minimum, ranges.span, (24, 32))
+    assert expected is not None
+    assert there.tolist() == [1]
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("fusion", ["hard", "soft"])
 @pytest.mark.parametrize("missing", [(), (0,), (1,), (0, 2), (0, 1, 2)])
@@ -241,6 +264,9 @@ def test_fusion(missing: tuple[int, ...], fusion: str, order: int, random: np.ra
     views = (views - views.min((1, 2), keepdims=True)) / np.ptp(views, axis=(1, 2), keepdims=True)
     views[2, 3:9] = np.round(views[2, 3:9] * 256) / 256  # edges of bins
     there = np.array([layer not in missing for layer in range(3)], np.int32)
+    for view in views:  # pixels at the threshold itself
+        cut = otsu_threshold(view)
+        view[(view * 256).astype(int) == int(cut * 256)] = cut
     expected, cuts = fuse([view if ok else None for view, ok in zip(views, there, strict=True)], fusion)
     heatmap, found = network.kernels.fuse(views, there, fusion)
     assert [None if np.isnan(cut) else cut for cut in found] == cuts  # bit for bit
