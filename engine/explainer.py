@@ -18,12 +18,13 @@ from engine.errors import BackendError, EngineError, OptionError
 from engine.explanation import Explanation
 from engine.image import Photo
 from engine.kernels import activate
+from engine.kernels.device import Device
 from engine.lanes import SharedLanes
 from engine.methods import Method, create_method
 from engine.network import Network
 from engine.options import Asked, Choices, MethodOptions, Options, Target, Targets, class_indices
 from engine.pace import Cancel, Progress
-from engine.probe import Probe
+from engine.probe import Given, Probe
 from engine.stream import Stream, expect_several
 
 Many: TypeAlias = Explanation | list[Explanation] | EngineError
@@ -58,6 +59,16 @@ class Explainer:
         self._backend = backend
         self._network: Network | None = Network(bundle, backend, precision, batch_size)
         self._costs = Costs()
+
+    @property
+    def device_memory(self) -> Device | None:
+        """The memory of the GPU that it works on; None on a CPU.
+
+        Raises:
+            BackendError: The explainer is closed.
+        """
+        resident = self._opened().resident
+        return None if resident is None else resident.device
 
     def close(self) -> None:
         """Release the sessions; explanations that other threads have begun are carried out."""
@@ -105,7 +116,7 @@ class Explainer:
 
     def probe(
         self,
-        image: Photo,
+        image: Given,
         target: Target | Targets = None,
         *,
         finish_s: Callable[[], float] = float,
@@ -135,14 +146,14 @@ class Explainer:
         return Probe(*given, wants_maps=wants_maps)
 
     @overload
-    def explain(self, image: Photo, target: Target = None, **choices: Unpack[Choices]) -> Explanation: ...
+    def explain(self, image: Given, target: Target = None, **choices: Unpack[Choices]) -> Explanation: ...
 
     @overload
-    def explain(self, image: Photo, target: Targets, **choices: Unpack[Choices]) -> list[Explanation]: ...
+    def explain(self, image: Given, target: Targets, **choices: Unpack[Choices]) -> list[Explanation]: ...
 
     def explain(
         self,
-        image: Photo,
+        image: Given,
         target: Target | Targets = None,
         *,
         method: str | Method = "ada-sise",
@@ -159,7 +170,8 @@ class Explainer:
         """Explain one class of one image, or several classes with one scoring.
 
         Args:
-            image: A photo (path, PIL image or uint8 [h, w, 3]), or the prepared input float32 [1, C, H, W].
+            image: A photo (path, PIL image or uint8 [h, w, 3]), or the prepared input float32 [1, C, H, W]. For one in
+                device memory see `engine.interop`.
             target: Class index or label; None for the top-1 class; or a list of these. Classes in a list share what
                 they can: one run of the network and one scoring of all their masks; each gives the result that it gives
                 alone.
@@ -352,7 +364,7 @@ class Explainer:
 
     def _explain(
         self,
-        image: Photo,
+        image: Given,
         target: Target | Targets,
         method: Method,
         visualization_maps: bool,

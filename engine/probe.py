@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from engine.backends import Session
 from engine.bundle import Bundle
@@ -15,6 +17,7 @@ from engine.deadline import Deadline
 from engine.errors import BundleError, OptionError
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import activate
+from engine.kernels.device import DeviceImage
 from engine.lanes import SharedLanes, run_watched
 from engine.network import FORWARD, Network, Tapped
 from engine.options import TOP_CLASS, Options
@@ -23,6 +26,9 @@ from engine.resident import CLASSES_AT_ONCE, Resident
 from engine.scoring import Rows, finite, run_rows, score_rows
 
 Floats = NDArray[np.float32]
+
+Given: TypeAlias = "Photo | DeviceImage"
+"""What can be explained; interop alone makes device images."""
 
 LAST_LAYER = "last_layer"
 _COUNTLESS = 1e9
@@ -49,8 +55,8 @@ class Probe:
 
     Attributes:
         bundle: The compiled model.
-        image: The network's input, float32 [1, C, H, W].
-        picture: The part of the photo that the network sees.
+        device_image: The image, if it is in device memory.
+        picture: The part of the photo that the network sees; black, if the image is in device memory.
         options: How to ask.
         deadline: When the result shall be there.
         clock: What took how long.
@@ -63,7 +69,7 @@ class Probe:
         self,
         bundle: Bundle,
         network: Network,
-        photo: Photo,
+        photo: Given,
         targets: Sequence[int],
         options: Options,
         costs: Costs,
@@ -94,10 +100,28 @@ class Probe:
             spare=f"{LAST_LAYER} of {min(len(targets), CLASSES_AT_ONCE)}",
             spare_runs=-(-len(targets) // CLASSES_AT_ONCE),
         )
-        with self.clock("prepare"):
-            prepared = prepare(photo, bundle.preprocess, bundle.image_shape)
-        self.image, self.picture = prepared.array, prepared.picture
+        self.device_image = photo if isinstance(photo, DeviceImage) else None
+        if isinstance(photo, DeviceImage):
+            self.picture = Image.new("L", bundle.image_shape[:0:-1])  # nobody here has seen it
+        else:
+            with self.clock("prepare"):
+                prepared = prepare(photo, bundle.preprocess, bundle.image_shape)
+            self._image, self.picture = prepared.array, prepared.picture
         self.scored_at = time.perf_counter()
+
+    @property
+    def image(self) -> Floats:
+        """The network's input, float32 [1, C, H, W].
+
+        Raises:
+            OptionError: It is in device memory alone.
+        """
+        if self.device_image is not None:
+            raise OptionError(
+                "the image is in device memory, where only methods 'ada-sise' and 'sise' work, with baseline 'zero' or "
+                "a colour, and without a deadline; expected these, or the image in the host's memory"
+            )
+        return self._image
 
     @property
     def precision(self) -> str:
@@ -156,7 +180,9 @@ class Probe:
 
     def baseline(self, baseline: Baseline) -> Floats | None:
         """Make what masked-out pixels become; see `engine.image.make_baseline`."""
-        return make_baseline(baseline, self.image, self.bundle.preprocess)
+        by_shape = self.device_image is not None and baseline != "blur"
+        image = np.zeros((1, *self.bundle.image_shape), np.float32) if by_shape else self.image
+        return make_baseline(baseline, image, self.bundle.preprocess)
 
     def tap(self) -> Tapped:
         """Run the tapped pass, once.

@@ -14,7 +14,7 @@ from engine.backends import Gpu
 from engine.bundle import Bundle
 from engine.contract import expect_forward, expect_tapped
 from engine.errors import DeviceMemoryError
-from engine.kernels.device import Array, Kernels, Mark, Ranges, Table
+from engine.kernels.device import Array, DeviceImage, Kernels, Mark, Ranges, Table
 from engine.pace import Pace
 from engine.scoring import expect_finite
 from engine.tuning import Setup
@@ -93,16 +93,16 @@ class Resident:
             return []
         return [f"out of device memory: batches of {self.batch_size} were scored, not of {self.asked_batch_size}"]
 
-    def begin(self, image: Floats, baseline: Floats | None) -> None:
-        """Bring an image to the device.
+    def begin(self, image: Floats | DeviceImage, baseline: Floats | None) -> None:
+        """Take up an image.
 
         Args:
-            image: float32 [1, C, H, W].
+            image: float32 [1, C, H, W], or one on the device.
             baseline: What masked-out pixels become, float32 [C, H, W], or None for zeros.
         """
-        self._image = self.device.upload(image)
-        self._contrast = self._image if baseline is None else self.device.upload(image[0] - baseline)
+        self._image = image.array if isinstance(image, DeviceImage) else self.device.upload(image)
         self._baseline = None if baseline is None else self.device.upload(baseline)
+        self._contrast = self._image if baseline is None else self.kernels.difference(self._image, self._baseline)
         self.kernels.begin()
 
     def tap(self, targets: Sequence[int]) -> None:

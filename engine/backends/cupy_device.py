@@ -10,8 +10,8 @@ import cupy
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engine.errors import BackendError, DeviceMemoryError
-from engine.kernels.device import Array
+from engine.errors import BackendError, DeviceMemoryError, ImageError
+from engine.kernels.device import Array, DevicePointer
 
 _OPTIONS = ("--std=c++17", "--fmad=false")  # a fused product and sum would round once less than NumPy does
 
@@ -19,20 +19,20 @@ _OPTIONS = ("--std=c++17", "--fmad=false")  # a fused product and sum would roun
 class CupyDevice:
     """The first GPU that the process sees, and one stream on it, which waits for no other.
 
-    Args:
-        stream: The address of a stream of the caller; None for one of its own.
+    Raises:
+        BackendError: The calling thread's CUDA context is not the GPU's primary one, which CUDA's runtime works in.
 
     Attributes:
         name: What the GPU is called.
         stream: Its stream.
     """
 
-    def __init__(self, stream: int | None = None) -> None:
+    def __init__(self) -> None:
         with _told():
+            _expect_primary_context()
             self._device = cupy.cuda.Device(0)
             with self._device:
-                own = stream is None
-                self.stream = cupy.cuda.Stream(non_blocking=True) if own else cupy.cuda.ExternalStream(stream)
+                self.stream = cupy.cuda.Stream(non_blocking=True)
             properties = cupy.cuda.runtime.getDeviceProperties(0)
         self.name: str = properties["name"].decode()
         self._lock = Lock()
@@ -57,6 +57,40 @@ class CupyDevice:
         """Return a copy of an array, when all that was asked for before is done."""
         with self._here():
             return np.asarray(array.get(stream=self.stream))
+
+    def adopt(self, image: object) -> Array:
+        """Return another owner's array as one of this device."""
+        with self._here():
+            if isinstance(image, DevicePointer):
+                memory = cupy.cuda.UnownedMemory(image.address, image.size_bytes, image, 0)
+                place = cupy.cuda.MemoryPointer(memory, 0)
+                return cupy.ndarray(image.shape, np.dtype(image.dtype), place, image.strides)
+            if hasattr(image, "__cuda_array_interface__"):
+                return cupy.asarray(image)
+            if hasattr(image, "__dlpack__"):
+                try:
+                    return cupy.from_dlpack(image)
+                except (BufferError, TypeError, RuntimeError) as err:
+                    raise ImageError(f"the image cannot be taken over DLPack: {err}; expected one on the GPU") from err
+        raise ImageError(
+            f"the image is a {type(image).__name__}; expected a DevicePointer, or an array on the GPU that has "
+            "__cuda_array_interface__ or __dlpack__"
+        )
+
+    def contiguous(self, array: Array, shape: tuple[int, ...]) -> Array:
+        """Return a copy in float32 of this shape, without gaps."""
+        with self._here():
+            return cupy.array(array, np.float32, order="C").reshape(shape)
+
+    def come_after(self, stream: int) -> None:
+        """Do what comes next when another stream has done all that was asked of it so far."""
+        with self._here():
+            self.stream.wait_event(cupy.cuda.ExternalStream(stream).record())
+
+    def come_before(self, stream: int) -> None:
+        """Let another stream do what comes next there when this one has done all that was asked of it so far."""
+        with self._here():
+            cupy.cuda.ExternalStream(stream).wait_event(self.stream.record())
 
     def address(self, array: Array) -> int:
         """Return where an array lies."""
@@ -110,6 +144,20 @@ class CupyMark:
     def ms_since(self, other: Self) -> float:
         """Return what the stream took from another mark to this one, in milliseconds."""
         return float(cupy.cuda.get_elapsed_time(other._event, self._event))
+
+
+def _expect_primary_context() -> None:
+    driver = cupy.cuda.driver
+    current = driver.ctxGetCurrent()
+    if not current:  # CUDA's runtime makes the primary one current by itself
+        return
+    primary = driver.devicePrimaryCtxRetain(0)
+    driver.devicePrimaryCtxRelease(0)
+    if current != primary:
+        raise BackendError(
+            "the current CUDA context is one of its own; expected the GPU's primary context, which the engine shares "
+            "with its host: in pycuda, drv.Device(0).retain_primary_context() and push() instead of pycuda.autoinit"
+        )
 
 
 @contextmanager

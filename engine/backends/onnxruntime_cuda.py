@@ -157,17 +157,16 @@ class CudaGpu:
 
     Args:
         cuda_graph: As for `OnnxRuntimeCuda`.
-        stream: The address of a stream of the caller; None for one of its own.
 
     Attributes:
         memory: Its memory and kernels.
         name: What it is called.
     """
 
-    def __init__(self, *, cuda_graph: bool, stream: int | None = None) -> None:
+    def __init__(self, *, cuda_graph: bool) -> None:
         from engine.backends.cupy_device import CupyDevice  # may not be installed: `expect_cuda` says so
 
-        self.memory = CupyDevice(stream)
+        self.memory = CupyDevice()
         self.name = self.memory.name
         self._cuda_graph = cuda_graph
 

@@ -4,8 +4,9 @@ Each `.cu` file is the twin of the module of the same name, which is its oracle:
 Masks are equal to the last bit; what is summed up in float64 differs by the order of its terms.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeAlias
 
@@ -68,6 +69,33 @@ class Device(Protocol):
         """Return a copy of an array, when all that was asked for before is done."""
         ...
 
+    def adopt(self, image: object) -> Array:
+        """Return another owner's array as one of this device, which lies where it lies, with its strides.
+
+        Args:
+            image: A `DevicePointer`, or what has `__cuda_array_interface__` or `__dlpack__`.
+
+        Raises:
+            ImageError: It is none of these, or lies elsewhere.
+        """
+        ...
+
+    def contiguous(self, array: Array, shape: tuple[int, ...]) -> Array:
+        """Return a copy in float32 of this shape, without gaps."""
+        ...
+
+    def come_after(self, stream: int) -> None:
+        """Do what comes next when another stream has done all that was asked of it so far.
+
+        Args:
+            stream: Its address; 0 for the default stream.
+        """
+        ...
+
+    def come_before(self, stream: int) -> None:
+        """Let another stream do what comes next there when this one has done all that was asked of it so far."""
+        ...
+
     def address(self, array: Array) -> int:
         """Return where an array lies."""
         ...
@@ -96,6 +124,44 @@ class Device(Protocol):
             definitions: Macros, `NAME=VALUE`.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePointer:
+    """An array that lies in device memory, of somebody who has nothing but its address.
+
+    Attributes:
+        address: Where it begins.
+        shape: Its sizes.
+        dtype: NumPy's name of the type of its elements.
+        strides: Bytes from one element to the next along each axis; None if there are no gaps.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes there are from the first to the last."""
+        item = np.dtype(self.dtype).itemsize
+        if self.strides is None:
+            return item * math.prod(self.shape)
+        return item + sum(stride * (size - 1) for size, stride in zip(self.shape, self.strides, strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceImage:
+    """An image that is in device memory already, in the place of a photo.
+
+    Attributes:
+        array: The network's input, float32 [1, C, H, W], contiguous.
+        heatmaps: Takes the heatmap of each class, float32 [H, W], on the device.
+    """
+
+    array: Array
+    heatmaps: list[Array] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,6 +273,14 @@ class Kernels:
         """Forget whether something was not finite: a new image has come."""
         self.strange = self._device.upload(np.zeros(1, np.int32))
         """int32 [1]: 1 once something was not finite."""
+
+    def difference(self, image: Array, baseline: Array) -> Array:
+        """Return the image less the baseline, float32 [C, H, W]."""
+        count = self._channels * self._pixels
+        contrast = self._device.empty((self._channels, self._height, self._width), np.float32)
+        arguments = (image, baseline, np.int32(count), contrast)
+        self._launch("mask", "subtract", (-(-count // _BLOCK),), (_BLOCK,), *arguments, definitions=self._batch)
+        return contrast
 
     def find_flat(self) -> Array:
         """Tell which feature maps are constant, uint8 [sum of channels]."""
@@ -325,19 +399,19 @@ class Kernels:
         self._launch("combine", "make_views", (layers,), (_WHOLE,), *placed, *size, views, there)
         return views, there
 
-    def fuse(self, views: Array, there: Array, fusion: str) -> tuple[Array, Array]:
+    def fuse(self, views: Array, there: Array, fusion: str) -> tuple[Array, Array, Array]:
         """Fuse visualization maps; see `engine.kernels.fuse.fuse`.
 
         Returns:
-            The heatmap float32 [H, W], all zeros if it is constant; and the thresholds float64 [L], NaN where nothing
-            is cut.
+            The heatmap float32 [H, W], all zeros if it is constant; the thresholds float64 [L], NaN where nothing is
+            cut; and int32 [1], 0 if the heatmap is constant.
         """
         empty, layers = self._device.empty, len(self.shapes)
         fused, heatmap = empty((self._pixels,), np.float64), empty((self._height, self._width), np.float32)
-        cuts = empty((layers,), np.float64)
+        cuts, made = empty((layers,), np.float64), empty((1,), np.int32)
         settings = (np.int32(layers), np.int32(self._pixels), np.int32(FUSIONS.index(fusion)))
-        self._launch("fuse", "fuse", (1,), (_WHOLE,), views, there, *settings, fused, heatmap, cuts)
-        return heatmap, cuts
+        self._launch("fuse", "fuse", (1,), (_WHOLE,), views, there, *settings, fused, heatmap, cuts, made)
+        return heatmap, cuts, made
 
     def _launch(
         self,

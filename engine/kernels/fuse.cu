@@ -51,9 +51,9 @@ __device__ inline double logistic(double z) {
 // Fuses all maps. One block.
 //
 // views [layers, pixels], there [layers]: whether a layer has one. fused: scratch [pixels]. heatmap [pixels], all zeros if
-// nothing is left. cuts [layers]: the thresholds, NaN where nothing was cut.
+// nothing is left; made: whether something is. cuts [layers]: the thresholds, NaN where nothing was cut.
 extern "C" __global__ void fuse(const double *views, const int *there, int layers, int pixels, int soft, double *fused,
-                                float *heatmap, double *cuts) {
+                                float *heatmap, double *cuts, int *made) {
     __shared__ double scratch[MOST_THREADS];
     __shared__ int bins[BINS];
     int begun = 0;
@@ -90,4 +90,6 @@ extern "C" __global__ void fuse(const double *views, const int *there, int layer
     int some = begun && high - low > 1e-6 * fmax(fabs(low), fabs(high));
     for (int i = threadIdx.x; i < pixels; i += blockDim.x)
         heatmap[i] = some ? (float)((fused[i] - low) / (high - low)) : 0.0f;
+    if (threadIdx.x == 0)
+        *made = some;
 }

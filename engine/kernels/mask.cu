@@ -61,6 +61,13 @@ extern "C" __global__ void find_ranges(const Layer *layers, const Mask *table, i
     }
 }
 
+// image - baseline. A thread for each of `count` numbers.
+extern "C" __global__ void subtract(const float *image, const float *baseline, int count, float *contrast) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count)
+        contrast[i] = image[i] - baseline[i];
+}
+
 #if BATCH == 32
 typedef float Element;
 __device__ inline Element to_element(float value) { return value; }

@@ -5,6 +5,7 @@ Otherwise it plans which are scored, and estimates the scores of the others, as 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -48,7 +49,7 @@ class _Run:
         self._maps: Callable[[], Sequence[Floats]] = lru_cache(gpu.maps)
         baseline = probe.baseline(method.baseline)
         self._enter("tap")
-        gpu.begin(probe.image, baseline)
+        gpu.begin(probe.image if probe.device_image is None else probe.device_image, baseline)
 
     def explain_one(self) -> list[Attribution]:
         """Explain one class by all its masks."""
@@ -67,11 +68,11 @@ class _Run:
         ranges, scores, done = self._score(table)
         own = plan(selected, np.split(flat, kernels.firsts[1:]))  # while the device scores
         of_layers = np.concatenate([own.of_layer(layer) for layer in range(len(kernels.shapes))])
-        heatmap, cuts, there, views = self._heatmap(table, ranges, scores)
+        made = self._heatmap(table, ranges, scores)
         self._probe.count(self._probe.scorer, done)
         measured = np.full(count, np.nan)
         measured[of_layers] = device.download(scores)[:count, 0]
-        return self._ended([self._attribution(own, measured, measured, heatmap, cuts, there, views, {})])
+        return self._ended([self._attribution(own, measured, measured, made)])
 
     def explain_planned(self) -> list[Attribution]:
         """Explain classes by the masks that the host plans, with one scoring of all of them."""
@@ -120,18 +121,18 @@ class _Run:
         table = self._kernels.place(masks)
         ranges = self._kernels.find_ranges(table)
 
-        def heatmap_of(values: Doubles) -> tuple[Array, Array, Array, Array]:
+        def made_of(values: Doubles) -> _Made:
             return self._heatmap(table, ranges, self._gpu.device.upload(values[by_layer]))
 
-        heatmap, cuts, there, views = heatmap_of(values)
-        figures = {}
-        shown = self._gpu.device.download(heatmap)
-        if kriging is not None and shown.any() and len(known) > 1:
-            self._enter("estimate")
-            half = known[: len(known) // 2]
-            before = self._gpu.device.download(heatmap_of(kriging.estimate(half, scores[half]))[0])
-            figures[SETTLED] = spearman(*(one[::STRIDE, ::STRIDE].astype(np.float64) for one in (before, shown)))
-        return self._attribution(own, scores, values, heatmap, cuts, there, views, figures)
+        made = made_of(values)
+        found_one = self._attribution(own, scores, values, made)
+        if kriging is None or found_one.heatmap is None or len(known) < 2:
+            return found_one
+        self._enter("estimate")
+        half = known[: len(known) // 2]
+        before = self._gpu.device.download(made_of(kriging.estimate(half, scores[half])).heatmap).astype(np.float64)
+        settled = spearman(before[::STRIDE, ::STRIDE], found_one.heatmap[::STRIDE, ::STRIDE])
+        return replace(found_one, figures={SETTLED: settled})
 
     def _score(self, table: Table) -> tuple[Ranges, Array, int]:
         self._enter("score")
@@ -140,39 +141,30 @@ class _Run:
         pace = probe.pace(probe.scorer)
         return ranges, *self._gpu.score(table, ranges, probe.classes, probe.options.activation, pace)
 
-    def _heatmap(self, table: Table, ranges: Ranges, scores: Array) -> tuple[Array, Array, Array, Array]:
-        """Combine and fuse: the heatmap, the cuts, which layers have a map, and the maps, on the device."""
+    def _heatmap(self, table: Table, ranges: Ranges, scores: Array) -> "_Made":
+        """Combine and fuse."""
         self._enter("combine")
         views, there = self._kernels.views(table, ranges, scores)
         self._enter("fuse")
-        heatmap, cuts = self._kernels.fuse(views, there, self._method.fusion)
-        return heatmap, cuts, there, views
+        heatmap, cuts, made = self._kernels.fuse(views, there, self._method.fusion)
+        return _Made(heatmap, made, cuts, views, there)
 
-    def _attribution(
-        self,
-        own: Plan,
-        scores: Doubles,
-        values: Doubles,
-        heatmap: Array,
-        cuts: Array,
-        there: Array,
-        views: Array,
-        figures: dict[str, float],
-    ) -> Attribution:
-        """Bring what was found to the host."""
-        download = self._gpu.device.download
-        shown, made = download(heatmap).astype(np.float64), download(there).astype(bool)
-        thresholds = [None if np.isnan(cut) else float(cut) for cut in download(cuts)]
-        layers = reports_of(self._probe.bundle.layers, own, scores, values, thresholds)
-        maps = download(views) if self._probe.wants_maps else np.zeros((len(made), 0, 0))
+    def _attribution(self, own: Plan, scores: Doubles, values: Doubles, made: "_Made") -> Attribution:
+        """Bring what was found for a class to the host; whose image is on the device gets the heatmap there as well."""
+        download, given = self._gpu.device.download, self._probe.device_image
+        if given is not None:
+            given.heatmaps.append(made.heatmap)
+        there = download(made.there).astype(bool)
+        cuts = [None if np.isnan(cut) else float(cut) for cut in download(made.cuts)]
+        layers = reports_of(self._probe.bundle.layers, own, scores, values, cuts)
+        views = download(made.views) if self._probe.wants_maps else np.zeros((len(there), 0, 0))
         return Attribution(
-            heatmap=shown if shown.any() else None,
+            heatmap=download(made.heatmap).astype(np.float64) if download(made.made)[0] else None,
             scored=int(np.count_nonzero(~np.isnan(scores))),
             scorable=len(scores),
-            warnings=(*warnings_of(layers, made.tolist()), *self._gpu.warnings()),
-            figures=figures,
+            warnings=(*warnings_of(layers, there.tolist()), *self._gpu.warnings()),
             layers=layers,
-            visualization_maps=tuple(view if ok else None for view, ok in zip(maps, made, strict=True)),
+            visualization_maps=tuple(view if ok else None for view, ok in zip(views, there, strict=True)),
         )
 
     def _enter(self, phase: str) -> None:
@@ -188,6 +180,17 @@ class _Run:
         for (phase, begin), (_, end) in zip(self._phases, self._phases[1:], strict=False):
             timings[phase] = timings.get(phase, 0.0) + end.ms_since(begin)
         return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Made:
+    """A heatmap on the device, with what it was made of; see `Kernels.fuse` and `Kernels.views`."""
+
+    heatmap: Array
+    made: Array
+    cuts: Array
+    views: Array
+    there: Array
 
 
 def _selections(gpu: Resident, chosen: Chosen) -> list[Selection]:

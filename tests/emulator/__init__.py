@@ -19,7 +19,8 @@ from engine.backends import OnnxRuntimeCpu
 from engine.backends.base import Placed
 from engine.backends.bound import BoundSession
 from engine.backends.onnxruntime_cpu import session_options
-from engine.errors import DeviceMemoryError
+from engine.errors import DeviceMemoryError, ImageError
+from engine.kernels.device import DevicePointer
 
 _HEADER = Path(__file__).with_name("cuda.h")
 _FOLDER = tempfile.TemporaryDirectory(prefix="kernels-")
@@ -66,6 +67,7 @@ class EmulatedDevice:
 
     def __init__(self, order: int = 0) -> None:
         self.order = order
+        self.waits: list[tuple[str, int]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         array = np.empty(shape, dtype)
@@ -80,6 +82,23 @@ class EmulatedDevice:
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         return array.copy()
+
+    def adopt(self, image: Any) -> NDArray[Any]:
+        if isinstance(image, DevicePointer):
+            memory = (ctypes.c_char * image.size_bytes).from_address(image.address)
+            return np.ndarray(image.shape, image.dtype, memory, 0, image.strides)
+        if not hasattr(image, "__array_interface__"):
+            raise ImageError(f"the image is a {type(image).__name__}")
+        return np.asarray(image)
+
+    def contiguous(self, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+        return np.array(array, np.float32, order="C").reshape(shape)
+
+    def come_after(self, stream: int) -> None:
+        self.waits.append(("after", stream))
+
+    def come_before(self, stream: int) -> None:
+        self.waits.append(("before", stream))
 
     def address(self, array: NDArray[Any]) -> int:
         assert array.flags.c_contiguous

@@ -268,7 +268,8 @@ def test_fusion(missing: tuple[int, ...], fusion: str, order: int, random: np.ra
         cut = otsu_threshold(view)
         view[(view * 256).astype(int) == int(cut * 256)] = cut
     expected, cuts = fuse([view if ok else None for view, ok in zip(views, there, strict=True)], fusion)
-    heatmap, found = network.kernels.fuse(views, there, fusion)
+    heatmap, found, made = network.kernels.fuse(views, there, fusion)
+    assert made.tolist() == [expected is not None]
     assert [None if np.isnan(cut) else cut for cut in found] == cuts  # bit for bit
     if expected is None:
         assert not heatmap.any()
@@ -283,10 +284,10 @@ def test_everything_cut_away(random: np.random.Generator) -> None:
     views = np.zeros((2, 24, 32))
     views[0, 12:] = views[1, :12] = 1.0
     gates = fuse(list(views), "hard")[1]
-    heatmap, cuts = network.kernels.fuse(views, np.ones(2, np.int32), "hard")
+    heatmap, cuts, _ = network.kernels.fuse(views, np.ones(2, np.int32), "hard")
     assert [None if np.isnan(cut) else cut for cut in cuts] == gates
     np.testing.assert_array_equal(heatmap, views[1].astype(np.float32))
-    heatmap, _ = network.kernels.fuse(views, np.zeros(2, np.int32), "hard")
+    heatmap, _, _ = network.kernels.fuse(views, np.zeros(2, np.int32), "hard")
     assert not heatmap.any()
 
 
