@@ -156,6 +156,28 @@ def test_the_same_masks_in_a_budget(host: Host, tiny: tuple[engine.Explainer, Pa
     check(host(file, image, -1, 7), explainer.explain(image, max_masks=7, visualization_maps=True))
 
 
+@pytest.mark.parametrize("host", HOSTS[1:])
+def test_a_budget_and_a_layer_without_masks(host: Host, tiny: tuple[engine.Explainer, Path]) -> None:
+    """ONNX Runtime up to 1.31, which these hosts have, refuses some products of nothing."""
+    explainer, file = tiny
+    image = np.full((1, *explainer.bundle.image_shape), -2.0, np.float32)
+    result = explainer.explain(image, 1, max_masks=2, visualization_maps=True)
+    assert any(layer.selected == layer.flat for layer in result.layers)
+    assert not result.complete
+    check(host(file, image, 1, 2), result)
+
+
+@pytest.mark.parametrize("interp", ["bilinear", "bicubic", "lanczos"])
+def test_a_photo_in_openvino(interp: str, tmp_path: Path) -> None:
+    model, settings, _ = write_tiny_cnn(tmp_path)
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "interp": interp}))
+    explainer = export(model, tmp_path / "photos.ada", preprocess=settings, activation="softmax", embed_preprocess=True)
+    photo = photo_pixels(300, 200)
+    with engine.load(explainer.bundle.path, tune=False) as own:
+        result = own.explain(photo, 2, visualization_maps=True)
+    check(in_openvino(explainer.bundle.explain, photo, 2, 0), result)
+
+
 @installed
 def test_the_example_for_node(tiny_bundle: Path, tmp_path: Path) -> None:
     """Beside the packages, where Node looks for them."""
@@ -170,10 +192,10 @@ def test_the_example_for_node(tiny_bundle: Path, tmp_path: Path) -> None:
     result = engine.load(tiny_bundle).explain(photo, 2)
     told = re.fullmatch(r"class 2: score (\S+), (\d+) masks\n", done.stdout)
     assert told is not None, done.stderr
-    assert (float(told[1]), int(told[2])) == (pytest.approx(result.class_score, rel=0.2), result.scored)
+    assert (float(told[1]), int(told[2])) == (pytest.approx(result.class_score, rel=1e-3), result.scored)
     with Image.open(drawn) as picture:
         grey = np.asarray(picture.convert("L"), np.float64)
-    assert np.abs(grey - 255 * result.heatmap).mean() < 5  # pixels differ by 1 of 255 here and there
+    assert np.abs(grey - 255 * result.heatmap).max() <= 0.51
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -26,7 +26,12 @@ def thumbnails(
     """
     rows, columns = (cell_means(before, after) for before, after in zip(source, size, strict=True))
     own = g.cast(g.op("Gather", maps, channels), ir.DataType.DOUBLE)
-    means = g.op("MatMul", g.doubles(rows), g.op("MatMul", own, g.doubles(columns.T)))
+    # As products of two axes: ONNX Runtime up to 1.31 refuses those of three, where the first, n, is 0.
+    means = own
+    for weights, length in ((columns, source[0]), (rows, len(columns))):
+        means = g.op("MatMul", g.op("Reshape", means, g.ints([-1, weights.shape[1]])), g.doubles(weights.T))
+        means = g.op("Reshape", means, g.ints([-1, length, len(weights)]))
+        means = g.op("Transpose", means, perm=[0, 2, 1])
     low, high = (g.op(name, own, g.ints([1, 2])) for name in ("ReduceMin", "ReduceMax"))
     cells = len(rows) * len(columns)
     return g.op("Reshape", g.op("Div", g.op("Sub", means, low), g.op("Sub", high, low)), g.ints([-1, cells]))
