@@ -1,5 +1,6 @@
 """Memory and kernels of an NVIDIA GPU, through CuPy."""
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,13 +148,13 @@ class CupyMark:
 
 
 def _expect_primary_context() -> None:
-    driver = cupy.cuda.driver
-    current = driver.ctxGetCurrent()
+    current = cupy.cuda.driver.ctxGetCurrent()
     if not current:  # CUDA's runtime makes the primary one current by itself
         return
-    primary = driver.devicePrimaryCtxRetain(0)
-    driver.devicePrimaryCtxRelease(0)
-    if current != primary:
+    driver, primary = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+    driver.cuDevicePrimaryCtxRetain(ctypes.byref(primary), 0)  # which CuPy does not have
+    driver.cuDevicePrimaryCtxRelease_v2(0)
+    if current != primary.value:
         raise BackendError(
             "the current CUDA context is one of its own; expected the GPU's primary context, which the engine shares "
             "with its host: in pycuda, drv.Device(0).retain_primary_context() and push() instead of pycuda.autoinit"

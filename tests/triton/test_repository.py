@@ -63,11 +63,17 @@ def test_the_graph(file: str, kind: str, repository: Path) -> None:
     }
 
 
-def test_the_engine(repository: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "kind", "device"), [("config.pbtxt", "KIND_CPU", "cpu"), ("configs/gpu.pbtxt", "KIND_GPU", "cuda")]
+)
+def test_the_engine(file: str, kind: str, device: str, repository: Path) -> None:
     folder = repository / "tiny-explain-engine"
-    config = config_of(folder / "config.pbtxt")
+    config = config_of(folder / file)
     assert (config.name, config.backend) == ("tiny-explain-engine", "python")
-    assert config.parameters["device"].string_value == "cpu"
+    (group,) = config.instance_group
+    assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == kind
+    assert config.parameters["device"].string_value == device
+    assert device in engine.backends.BACKENDS
     assert [entry.name for entry in config.input] == ["image", "target", "max_masks"]
     assert "logits" not in [entry.name for entry in config.output]
     assert engine.load(folder / "1" / "model.ada").bundle.labels == LABELS

@@ -93,8 +93,7 @@ def _expect_ours(model: Path) -> None:
     if not model.exists() and not model.is_symlink():
         return
     names = {entry.name for entry in model.iterdir()} if model.is_dir() and not model.is_symlink() else {"?"}
-    ours = {"config.pbtxt", "configs", "1"} if not model.name.endswith("-engine") else {"config.pbtxt", "1"}
-    if names != ours:
+    if names != {"config.pbtxt", "configs", "1"}:
         raise OptionError(
             f"{model}: is no model that --triton wrote, so --force does not replace it; choose another place"
         )
@@ -112,12 +111,17 @@ def _write_graph(bundle: Bundle, model: Path, *, takes_photos: bool) -> None:
 
 def _write_engine(bundle: Bundle, model: Path) -> None:
     (model / "1").mkdir(parents=True)
+    (model / "configs").mkdir()
     shutil.copy(_BACKEND, model / "1" / "model.py")
     shutil.copytree(bundle.path, model / "1" / "model.ada")
     image = _prepared(bundle) if bundle.preprocess is None else Tensor("image", "UINT8", (-1, -1, 3))
-    text = _config(bundle, model.name, "python", image, "CPU")
-    parameter = 'parameters: { key: "device" value: { string_value: "cpu" } }  # as for engine.load\n'
-    (model / "config.pbtxt").write_text(text + parameter, encoding="utf-8")
+    for file, kind, device in (
+        (model / "config.pbtxt", "CPU", "cpu"),
+        (model / "configs" / "gpu.pbtxt", "GPU", "cuda"),
+    ):
+        text = _config(bundle, model.name, "python", image, kind)
+        parameter = f'parameters: {{ key: "device" value: {{ string_value: "{device}" }} }}  # as for engine.load\n'
+        file.write_text(text + parameter, encoding="utf-8")
 
 
 def _prepared(bundle: Bundle) -> Tensor:
