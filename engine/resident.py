@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
@@ -16,7 +16,7 @@ from engine.contract import expect_forward, expect_tapped
 from engine.errors import DeviceMemoryError
 from engine.kernels.device import Array, DeviceImage, Kernels, Mark, Ranges, Table
 from engine.pace import Pace
-from engine.scoring import expect_finite
+from engine.scoring import expect_finite, finite
 from engine.tuning import Setup
 
 CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
@@ -126,7 +126,7 @@ class Resident:
         Raises:
             ImageError: The network computed NaN or infinity.
         """
-        logits, indices = self.device.download(self._logits), self.device.download(self._indices)[:count]
+        logits, indices = finite(self.device.download(self._logits)), self.device.download(self._indices)[:count]
         self.expect_finite()
         return logits, [int(index) for index in indices]
 
@@ -147,7 +147,13 @@ class Resident:
         return [self.device.download(own)[:count] for own in self._averages]
 
     def score(
-        self, table: Table, ranges: Ranges, classes: Sequence[int], activation: str, pace: Pace
+        self,
+        table: Table,
+        ranges: Ranges,
+        classes: Sequence[int],
+        activation: str,
+        pace: Pace,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[Array, int]:
         """Score masks for some classes.
 
@@ -157,6 +163,7 @@ class Resident:
             classes: Indices of the K classes.
             activation: What turns logits into class scores.
             pace: Says before each batch how far to go.
+            meanwhile: What the host has to do besides, called once, when the device has enough to do.
 
         Returns:
             float64 [n, K] on the device, and how many rows of it there are.
@@ -170,15 +177,17 @@ class Resident:
         scores = self.device.empty((max(table.count, 1), len(classes)), np.float64)
         waiting: deque[tuple[Mark, int]] = deque()
         before, told, done = self.device.mark(), 0, 0
+        besides = [meanwhile]
 
         def wait_for_one(before: Mark, told: int) -> tuple[Mark, int]:
+            if besides:
+                besides.pop()()
             mark, rows = waiting.popleft()
             mark.wait()
             pace.measured(rows, mark.ms_since(before) / 1e3)
             pace.report(told + rows, table.count)
             return mark, told + rows
 
-        before.wait()
         pace.report(0, table.count)
         while done < table.count:
             part = range(done, done + min(pace.room(done, table.count), self.batch_size))
@@ -197,6 +206,8 @@ class Resident:
                 before, told = wait_for_one(before, told)
         while waiting:
             before, told = wait_for_one(before, told)
+        if besides:  # nothing was scored
+            meanwhile()
         return scores, done
 
     def _make_batch(self) -> None:

@@ -18,7 +18,7 @@ __device__ double otsu_threshold(double *scratch, int *bins, const double *value
         bins[bin] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < pixels; i += blockDim.x)
-        atomicAdd(&bins[min((int)(values[i] * BINS), BINS - 1)], 1);
+        atomicAdd(&bins[max(0, min((int)(values[i] * BINS), BINS - 1))], 1); // of NaN, any
     __syncthreads();
     long long moment = 0, total_moment = 0;
     int below = 0;

@@ -54,19 +54,23 @@ class _Run:
     def explain_one(self) -> list[Attribution]:
         """Explain one class by all its masks."""
         kernels, device = self._kernels, self._gpu.device
-        chosen: list[tuple[Chosen, Array]] = []
+        found: list[tuple[Array, Chosen]] = []
+        plans: list[Plan] = []
 
         def choose(_: int) -> None:
             self._enter("select")
             flat = kernels.find_flat()
-            chosen.append((kernels.choose(flat, self._method.rule, self._method.mu), flat))
+            found.append((flat, kernels.choose(flat, self._method.rule, self._method.mu)))
 
         self._probe.tap_on(self._gpu, choose)
-        selected, flat = (_selections(self._gpu, chosen[0][0]), device.download(chosen[0][1]).astype(bool))
-        count = int(device.download(chosen[0][0].counts)[:, 2].sum())
-        table = kernels.list_masks(chosen[0][0], count)
-        ranges, scores, done = self._score(table)
-        own = plan(selected, np.split(flat, kernels.firsts[1:]))  # while the device scores
+        ((flat, chosen),) = found
+        selections, constant = _selections(self._gpu, chosen), device.download(flat).astype(bool)
+        count = int(device.download(chosen.counts)[:, 2].sum())
+        table = kernels.list_masks(chosen, count)
+        ranges, scores, done = self._score(
+            table, lambda: plans.append(plan(selections, np.split(constant, kernels.firsts[1:])))
+        )
+        (own,) = plans
         of_layers = np.concatenate([own.of_layer(layer) for layer in range(len(kernels.shapes))])
         made = self._heatmap(table, ranges, scores)
         self._probe.count(self._probe.scorer, done)
@@ -134,12 +138,12 @@ class _Run:
         settled = spearman(before[::STRIDE, ::STRIDE], found_one.heatmap[::STRIDE, ::STRIDE])
         return replace(found_one, figures={SETTLED: settled})
 
-    def _score(self, table: Table) -> tuple[Ranges, Array, int]:
+    def _score(self, table: Table, meanwhile: Callable[[], None] = lambda: None) -> tuple[Ranges, Array, int]:
         self._enter("score")
         probe = self._probe
         ranges = self._kernels.find_ranges(table)
         pace = probe.pace(probe.scorer)
-        return ranges, *self._gpu.score(table, ranges, probe.classes, probe.options.activation, pace)
+        return ranges, *self._gpu.score(table, ranges, probe.classes, probe.options.activation, pace, meanwhile)
 
     def _heatmap(self, table: Table, ranges: Ranges, scores: Array) -> "_Made":
         """Combine and fuse."""
