@@ -1,6 +1,7 @@
 """A bundle's graphs on a GPU, with all that they take and give in its memory: from the image to the heatmap."""
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends import Gpu
+from engine.backends.threads import expect_same_process
 from engine.bundle import Bundle
 from engine.contract import expect_forward, expect_tapped
 from engine.errors import DeviceMemoryError
@@ -59,7 +61,7 @@ class Resident:
         self._gpu = gpu
         self._classes = bundle.classes
         self._shape = bundle.image_shape
-        self._lock = Lock()
+        self._lock, self._process = Lock(), os.getpid()
         empty = self.device.empty
         self._tapped = gpu.open(bundle.tapped)
         expect_tapped(bundle, self._tapped)
@@ -77,7 +79,12 @@ class Resident:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Have the memory for one image, within a `with` block."""
+        """Have the memory for one image, within a `with` block.
+
+        Raises:
+            BackendError: The process was forked from the one that has the GPU's context.
+        """
+        expect_same_process(self._gpu.name, self._process, "load the bundle in each process")
         with self._lock:
             yield
 

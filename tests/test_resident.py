@@ -1,5 +1,6 @@
 """Ada-SISE in device memory against the CPU path, on an emulated GPU."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,14 @@ def test_several_threads(gpu: Explainer) -> None:
     for thread in threads:
         thread.join()
     assert found == expected
+
+
+def test_a_forked_process(gpu: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: -5)
+    with pytest.raises(
+        engine.BackendError, match="emulated: was opened by process .* into process -5; load the bundle"
+    ):
+        gpu.explain(photo_pixels(), 1)
 
 
 def test_many_images(cpu: Explainer, gpu: Explainer) -> None:
