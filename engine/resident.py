@@ -16,7 +16,8 @@ from engine.backends.threads import expect_same_process
 from engine.bundle import Bundle
 from engine.contract import expect_forward, expect_tapped
 from engine.errors import DeviceMemoryError
-from engine.kernels.device import Array, DeviceImage, Kernels, Mark, Ranges, Table
+from engine.kernels.device import Array, DeviceImage, Mark
+from engine.kernels.launch import Kernels, Ranges, Table
 from engine.pace import Pace
 from engine.scoring import expect_finite, finite
 from engine.tuning import Setup

@@ -132,9 +132,7 @@ def test_several_threads(gpu: Explainer) -> None:
 
 def test_a_forked_process(gpu: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: -5)
-    with pytest.raises(
-        engine.BackendError, match=r"emulated: was opened by process .* into process -5; load"
-    ):
+    with pytest.raises(engine.BackendError, match=r"emulated: was opened by process .* into process -5; load"):
         gpu.explain(photo_pixels(), 1)
 
 

@@ -1,7 +1,7 @@
 // From logits to the visualization map of each layer; the twin of combine.py. All of it is float64.
 //
 // V = U(sum of (w/r) F) - sum of w min/r, w = p / area: summed at the resolution of the maps, upsampled once.
-// Kernels (device.py) makes the sizes fit; nothing is checked here.
+// Kernels (launch.py) makes the sizes fit; nothing is checked here.
 //
 // Bytes: `sum_maps` reads each scored feature map once, which bounds it; the others work on a few numbers a mask, or on
 // one image a layer, and are bound by latency.

@@ -1,7 +1,7 @@
 // Fusing the layers' visualization maps into the heatmap; the twin of fuse.py, in float64.
 //
 // E_1 = V_1; E_l = (E_{l-1} + V_l) [V_l > t_l]; then scaled to 0 ... 1.
-// Kernels (device.py) makes the sizes fit; nothing is checked here.
+// Kernels (launch.py) makes the sizes fit; nothing is checked here.
 //
 // Bytes: each map is read three times, from the cache. One block does it all: a map is small, and each layer waits for
 // the one before it, so that latency bounds it.

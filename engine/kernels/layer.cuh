@@ -1,4 +1,4 @@
-// A feature layer in device memory; engine/kernels/device.py writes it.
+// A feature layer in device memory; engine/kernels/launch.py writes it.
 
 #pragma once
 

@@ -1,7 +1,7 @@
 // Masked images, written straight into the scoring batch; the twin of mask.py, to the last bit in float32.
 //
 // x m + b (1 - m), m = (M - min M) / (max M - min M), M the map upsampled bilinearly with half-pixel centres.
-// Kernels (device.py) makes the sizes fit; nothing is checked here.
+// Kernels (launch.py) makes the sizes fit; nothing is checked here.
 //
 // BATCH is the type of the batch (32: float32, 16: float16, -16: bfloat16), CHANNELS those of the image, VECTOR how many
 // neighbouring pixels a thread writes at once (4, or 1 where the width is no multiple of 4).

@@ -1,7 +1,7 @@
 // Choosing the feature maps that become masks; the twin of select.py and of is_flat in mask.py.
 //
 // P = {k : alpha_k > 0}, split where tau(i) = (i/n) ((n-i)/n) (mean of the upper - mean of the lower)^2 is largest.
-// Kernels (device.py) makes the sizes fit; nothing is checked here.
+// Kernels (launch.py) makes the sizes fit; nothing is checked here.
 //
 // Bytes: all feature maps are read once (9 MB for ResNet-50), which bounds `find_flat`; `choose` works on the average
 // gradients alone and is bound by the latency of its barriers.

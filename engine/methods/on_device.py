@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from engine.budget import Plan, plan, take_turns
 from engine.kernels import Kriging, Selection, select_channels
-from engine.kernels.device import Array, Chosen, Mark, Ranges, Table
+from engine.kernels.device import Array, Mark
+from engine.kernels.launch import Chosen, Ranges, Table
 from engine.kernels.similarity import spearman
 from engine.methods.ada_sise import PRESETS, SETTLED, STRIDE, AdaSise, reports_of, warnings_of
 from engine.methods.base import Attribution

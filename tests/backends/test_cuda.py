@@ -18,7 +18,7 @@ from engine.backends.onnxruntime_cpu import session_options
 from engine.backends.onnxruntime_cuda import CUDA, cuda_options, expect_all_on, expect_cuda, open_session
 from engine.bundle import load_bundle
 from engine.errors import DeviceMemoryError
-from engine.kernels.device import SOURCES
+from engine.kernels.launch import SOURCES
 from engine.resident import BATCH_SIZES, BatchStopwatch
 from engine.tuning import Setup
 from tests.emulator import EmulatedBackend, EmulatedGpu

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.kernels.device import BATCH_TYPES, Kernels
+from engine.kernels.launch import BATCH_TYPES, Kernels
 from engine.kernels.select import RULES
 from tests.emulator import EmulatedDevice
-from tests.kernels.test_device import IMAGES, SHAPES, awkward_averages
+from tests.kernels.test_launch import IMAGES, SHAPES, awkward_averages
 
 pytestmark = pytest.mark.gpu
 

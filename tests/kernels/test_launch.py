@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engine.budget import plan_all
 from engine.kernels import MaskWriter, activate, fuse, is_flat, otsu_threshold, select_channels, visualization_map
-from engine.kernels.device import Kernels, Ranges, Table
+from engine.kernels.launch import Kernels, Ranges, Table
 from engine.kernels.select import RULES
 from tests.emulator import EmulatedDevice
 from tests.reference import method
