@@ -30,6 +30,8 @@ _AHEAD = 2  # batches that wait while the caller hears of those before them
 _SWEEP_S = 10.0
 _SLOT_MS = 300.0
 _DIFFERENT = 16  # images in a batch that is timed
+_IMAGES: dict[type[np.generic], str] = {np.float32: "float32", np.float16: "float16", np.uint16: "bfloat16"}
+"""What graphs call the types of `engine.backends.Gpu.element`."""
 
 Floats = NDArray[np.float32]
 
@@ -68,14 +70,15 @@ class Resident:
         expect_tapped(bundle, self._tapped)
         self._forward = gpu.open(bundle.forward, precision=precision, many_runs=True)
         self._element = gpu.element(precision)
-        expect_forward(bundle, self._forward, images=self._forward.inputs[0].dtype)
+        images = _IMAGES[self._element]
+        expect_forward(bundle, self._forward, images=images)
         self._image = empty((1, *self._shape), np.float32)
         self._logits, self._indices = empty((1, self._classes), np.float32), empty((CLASSES_AT_ONCE,), np.int64)
         self._maps = [empty((own.channels, own.height, own.width), np.float32) for own in bundle.layers]
         self._averages = [empty((CLASSES_AT_ONCE, own.channels), np.float32) for own in bundle.layers]
         self._contrast: Array = None
         self._baseline: Array = None
-        self.kernels = Kernels(self.device, self._maps, self._averages, self._shape, precision)
+        self.kernels = Kernels(self.device, self._maps, self._averages, self._shape, images)
         self._make_batch()
 
     @contextmanager

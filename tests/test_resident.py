@@ -105,6 +105,20 @@ def test_a_pretrained_network(assets: Path, tmp_path_factory: pytest.TempPathFac
         check(gpu.explain(photo, visualization_maps=True), explainer.explain(photo, visualization_maps=True))
 
 
+def test_a_precision_whose_images_are_float32(tiny_bundle: Path, cpu: Explainer) -> None:
+    with Explainer(load_bundle(tiny_bundle), EmulatedBackend(), "tf32", batch_size=4) as gpu:
+        found, expected = gpu.explain(photo_pixels(), 1), cpu.explain(photo_pixels(), 1)
+    assert found.precision == "tf32"
+    np.testing.assert_allclose(found.heatmap, expected.heatmap, atol=1e-5)
+
+
+def test_a_scorer_with_images_of_another_type(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = EmulatedBackend()
+    monkeypatch.setattr(backend.gpu, "element", lambda _: np.float16)
+    with pytest.raises(engine.BundleError, match=r"forward\.onnx: .*float16"):
+        Explainer(load_bundle(tiny_bundle), backend)
+
+
 def test_same_bytes_from_run_to_run_and_for_every_batch_size(gpu: Explainer) -> None:
     first = gpu.explain(photo_pixels(), 1)
     for batch_size in (4, 1, 7, 100):

@@ -144,13 +144,13 @@ class EmulatedGpu:
         self.runs: list[str] = []
 
     def open(self, graph: Path, *, precision: str = "float32", many_runs: bool = False) -> "EmulatedGraph":
-        assert precision == "float32"
+        assert precision in EmulatedBackend.precisions
         assert many_runs == (graph.name == "forward.onnx")
         session = onnxruntime.InferenceSession(str(graph), session_options(threads=2))
         return EmulatedGraph(self, graph.name, session)
 
     def element(self, precision: str) -> type[np.generic]:
-        assert precision == "float32"
+        assert precision in EmulatedBackend.precisions
         return np.float32
 
 
@@ -176,7 +176,7 @@ class EmulatedGraph(BoundSession):
 class EmulatedBackend(OnnxRuntimeCpu):
     """A backend with an emulated GPU."""
 
-    precisions = ("float32",)
+    precisions = ("float32", "tf32")
 
     def __init__(self, fits: int | None = None) -> None:
         super().__init__(threads=2)
