@@ -18,14 +18,16 @@ from threading import Thread
 from typing import Self, TypeAlias
 
 import numpy as np
-import platformdirs
 
 from engine._version import __version__
 from engine.backends import Session
 from engine.backends.threads import Threads, usable_cpus
+from engine.cache import cache_folder
 from engine.errors import BackendError, EngineError
 from engine.options import expect_whole
 
+SETUPS = "setups"
+"""The folder in the engine's cache."""
 SWEEP_S = 3.0
 _SLOT_S = 0.2
 _MOST_RUNS = 20
@@ -106,7 +108,7 @@ def tune(
     full = {**identity, "fixed": {name: getattr(default, name) for name in sorted(fixed)}}
     full |= {"default": asdict(default), "cpu": cpu_model(), "cpus": usable_cpus(), "engine": __version__}
     digest = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()
-    file = platformdirs.user_cache_path("ada-sise-engine") / "setups" / f"{digest}.json"
+    file = cache_folder() / SETUPS / f"{digest}.json"
     remembered = read_setup(file, full)
     if remembered is not None and is_possible(remembered, default, fixed, can_spin, sizes):
         return remembered
