@@ -223,6 +223,7 @@ class Resident:
 
     def _make_batch(self) -> None:
         """Allocate the scoring batch, which stays where it is: a captured graph of the runs can be replayed."""
+        asked, self.asked_batch_size = self.asked_batch_size, 0  # if this fails, the next image tries it again
         while True:
             try:
                 self._batch = self.device.empty((self.batch_size, *self._shape), self._element)
@@ -230,6 +231,7 @@ class Resident:
                 self.device.clear(self._batch)  # the rest of the last batch is computed as well
                 shapes = ((self.batch_size, *self._shape), (self.batch_size, self._classes))
                 self._run = self._forward.bind([(self._batch, shapes[0])], [(self._scored, shapes[1])])
+                self.asked_batch_size = asked
                 return
             except DeviceMemoryError:
                 self._halve(allocate=False)
@@ -273,7 +275,9 @@ class BatchStopwatch:
         try:
             images = np.resize(self._images, (size, *self._shape)).astype(self._element)
             batch, logits = self._device.upload(images), self._device.empty((size, self._classes), np.float32)
+            began = time.perf_counter()
             run = self._forward.bind([(batch, batch.shape)], [(logits, logits.shape)])
+            self._ends += time.perf_counter() - began  # TensorRT builds an engine for each size, and keeps it
             took, done, runs = 0.0, 0, 1
             while took < _SLOT_MS and time.perf_counter() < self._ends:
                 run()  # the first prepares it, and captures it

@@ -14,7 +14,7 @@ from engine.backends import OnnxRuntimeCpu
 from engine.bundle import load_bundle
 from engine.explainer import Explainer
 from engine.kernels.select import RULES
-from tests.emulator import EmulatedBackend
+from tests.emulator import EmulatedBackend, EmulatedGraph
 from tests.models import PHOTOS, VOC, exported
 from tests.reference import agreement
 from tests.tiny_cnn import photo_pixels
@@ -175,6 +175,24 @@ def test_no_memory_at_all(tiny_bundle: Path) -> None:
         pytest.raises(engine.BackendError, match="emulated: has no memory for one masked image"),
     ):
         gpu.explain(photo_pixels(), 1)
+
+
+def test_a_batch_that_could_not_be_bound_is_tried_again(
+    tiny_bundle: Path, cpu: Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise engine.BackendError("refused")
+
+    backend = EmulatedBackend()
+    with Explainer(load_bundle(tiny_bundle), backend, batch_size=4) as gpu:
+        with monkeypatch.context() as patch:
+            patch.setattr(EmulatedGraph, "bind", refuse)
+            for _ in range(2):
+                with pytest.raises(engine.BackendError, match="refused"):
+                    gpu.explain(photo_pixels(), 1, batch_size=8)
+        found, expected = gpu.explain(photo_pixels(), 1, batch_size=8), cpu.explain(photo_pixels(), 1)
+    np.testing.assert_allclose(found.heatmap, expected.heatmap, atol=1e-6)
+    assert "forward.onnx of 8" in backend.gpu.runs
 
 
 def test_deadlines(gpu: Explainer) -> None:
