@@ -36,10 +36,13 @@ def load(
     Args:
         path: The bundle `NAME.ada`.
         device: `cpu` is ONNX Runtime; `openvino` is OpenVINO on the CPU, if it is installed; `cuda` is ONNX Runtime on
-            the first NVIDIA GPU that the process sees.
+            the first NVIDIA GPU that the process sees; `tensorrt` is the same with masks scored in TensorRT, which
+            builds an engine for each batch size in minutes, and keeps it in the user's cache folder.
         precision: In what masks are scored: `float32`, or `int8` if the bundle was exported with it. Gradients, the
             selection of masks, the reported class score and all measures are float32 in any case. `openvino` has
-            `bfloat16` too, on a CPU that computes in it; `cuda` has `tf32` and `float16`.
+            `bfloat16` too, on a CPU that computes in it; `cuda` has `tf32` and `float16`;
+            `tensorrt` has these and `bfloat16`, and `float32` only where the environment variable
+            `NVIDIA_TF32_OVERRIDE` is 0 when the process starts.
         threads: Threads that work on one explanation; by default one per CPU that this process may use, and no more are
             measured.
         lanes: Runs of the scorer at a time, which share the threads out; by default one per thread.

@@ -32,7 +32,20 @@ def _create_cuda(
     return OnnxRuntimeCuda(threads=threads, lanes=lanes, spinning=spinning, providers=providers)
 
 
-BACKENDS: dict[str, _Create] = {"cpu": OnnxRuntimeCpu, "openvino": _create_openvino, "cuda": _create_cuda}
+def _create_tensorrt(
+    *, threads: int | None, lanes: int | None, spinning: bool | None, providers: Sequence[str] | None
+) -> Backend:
+    from engine.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRt
+
+    return OnnxRuntimeTensorRt(threads=threads, lanes=lanes, spinning=spinning, providers=providers)
+
+
+BACKENDS: dict[str, _Create] = {
+    "cpu": OnnxRuntimeCpu,
+    "openvino": _create_openvino,
+    "cuda": _create_cuda,
+    "tensorrt": _create_tensorrt,
+}
 
 
 def create_backend(

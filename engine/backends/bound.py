@@ -64,13 +64,19 @@ class BoundSession:
             try:
                 self._session.run_with_iobinding(binding, options)
             except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
-                raise _failure(self._name, err) from err
+                raise failure(self._name, "failed", err) from err
 
         return run
 
 
-def _failure(name: str, err: Exception) -> BackendError:
-    """Return the error for what ONNX Runtime has said."""
+def failure(name: str, what: str, err: Exception) -> BackendError:
+    """Return the error for what ONNX Runtime has said.
+
+    Args:
+        name: What messages call the graph.
+        what: What happened, in words.
+        err: ONNX Runtime's error.
+    """
     reason = " ".join(str(err).split())
     kind = DeviceMemoryError if any(words in reason.lower() for words in _NO_MEMORY) else BackendError
-    return kind(f"{name}: ONNX Runtime failed: {reason}")
+    return kind(f"{name}: ONNX Runtime {what}: {reason}")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnxruntime as ort
 
-from engine.backends.bound import BoundSession
+from engine.backends.bound import BoundSession, failure
 from engine.backends.half import to_float16
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION, OnnxRuntimeSession, session_options
 from engine.backends.threads import Threads
@@ -47,7 +47,7 @@ def expect_cuda() -> None:
         import cupy
     except ImportError as err:
         raise MissingRuntimeError(
-            f"device 'cuda' needs CuPy, which cannot be imported ({err}); install it with {_INSTALL}"
+            f"a GPU needs CuPy, which cannot be imported ({err}); install it with {_INSTALL}"
         ) from err
     if CUDA not in ort.get_available_providers():
         raise MissingRuntimeError(
@@ -214,11 +214,12 @@ def open_session(
 
     Raises:
         BackendError: ONNX Runtime refused the graph, or started without one of them.
+        DeviceMemoryError: There is no memory for it.
     """
     try:
         session = ort.InferenceSession(content, options, providers=providers)
     except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
-        raise BackendError(f"{name}: ONNX Runtime refused the graph: {' '.join(str(err).split())}") from err
+        raise failure(name, "refused the graph", err) from err
     missing = [provider for provider, _ in providers if provider not in session.get_providers()]
     if missing:
         raise BackendError(
@@ -228,18 +229,23 @@ def open_session(
     return session
 
 
+def nodes_elsewhere(session: "ort.InferenceSession", provider: str) -> list[str]:
+    """Return the nodes that do not run on a provider, `NAME (OPERATOR)`; the session must have recorded them."""
+    return [
+        f"{node.name} ({node.op_type})"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+    ]
+
+
 def expect_all_on(name: str, session: "ort.InferenceSession", provider: str) -> None:
     """Check that no node runs elsewhere, which a captured graph cannot hold.
 
     Raises:
         BackendError: Some do.
     """
-    elsewhere = [
-        f"{node.name} ({node.op_type})"
-        for part in session.get_provider_graph_assignment_info()
-        if part.ep_name != provider
-        for node in part.get_nodes()
-    ]
+    elsewhere = nodes_elsewhere(session, provider)
     if elsewhere:
         raise BackendError(
             f"{name}: {len(elsewhere)} nodes do not run on {provider}: {', '.join(elsewhere[:5])}; a CUDA graph holds "

@@ -14,7 +14,7 @@ Precision: TypeAlias = Annotated[
     str,
     typer.Option(
         help="In what masks are scored: float32; int8, if the bundle was exported with --int8; bfloat16 on openvino; "
-        "tf32 and float16 on cuda."
+        "tf32 and float16 on cuda; tf32, float16 and bfloat16 on tensorrt."
     ),
 ]
 Threads: TypeAlias = Annotated[

@@ -156,9 +156,11 @@ def test_how_many_runs_there_are_at_a_time(
 
 
 def test_devices() -> None:
-    assert list(BACKENDS) == [CPU, OPENVINO, "cuda"]
+    assert list(BACKENDS) == [CPU, OPENVINO, "cuda", "tensorrt"]
     for device in ("tpu", "CPU", ""):
-        with pytest.raises(OptionError, match=rf"^device '{device}' is unknown; expected one of cpu, openvino, cuda$"):
+        with pytest.raises(
+            OptionError, match=rf"^device '{device}' is unknown; expected one of cpu, openvino, cuda, tensorrt$"
+        ):
             create_backend(device, threads=1)
 
 
