@@ -19,6 +19,7 @@ from engine.cli.console import RESULT, STATUS, loading, print_error, print_statu
 from engine.cli.evaluate import evaluate_methods
 from engine.cli.outputs import Outputs
 from engine.cli.tables import print_contents, print_explanation, print_origin
+from engine.cli.warmup import warm_up
 from engine.errors import DeadlineError, EngineError, ImageError, OptionError, printable
 from engine.explainer import Explainer, top_classes
 from engine.explanation import Explanation, save_panel
@@ -38,6 +39,7 @@ _COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRem
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
 app.command("evaluate", epilog=_EXIT_CODES)(evaluate_methods)
 app.command("agreement", epilog=_EXIT_CODES)(print_measured_agreement)
+app.command("warmup", epilog=_EXIT_CODES)(warm_up)
 
 
 def print_version(asked: bool) -> None:

@@ -16,6 +16,12 @@ from pathlib import Path
 
 import platformdirs
 
+SETUPS = "setups"
+"""The folder of what was measured to score fastest."""
+ENGINES = "tensorrt"
+"""The folder of TensorRT's engines, one for each bundle, GPU, precision, batch size and set of versions."""
+TIMINGS = "tensorrt-timings"
+"""The folder of what TensorRT measured of layers, for each GPU, precision and set of versions."""
 _KEY = "key.json"
 _DRAFT = ".draft-"
 _ABANDONED_S = 24 * 3600.0
@@ -75,14 +81,23 @@ def find_fault(place: Path, identity: Mapping[str, object]) -> str | None:
             fault = _find_stranger(path)
             if fault is not None:
                 return fault
-        key = json.loads((place / _KEY).read_text(encoding="utf-8"))
-        if key["identity"] != identity:
+        if identity_of(place) != identity:
             return "it was made with something else"
-        if key["files"] != _describe(place):
+        if _key(place)["files"] != _describe(place):
             return "its files are not those that were written"
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as err:
         return f"{type(err).__name__}: {err}"
     return None
+
+
+def identity_of(place: Path) -> dict[str, object]:
+    """Return what a folder says that its contents depend on."""
+    return _key(place)["identity"]
+
+
+def _key(place: Path) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = json.loads((place / _KEY).read_text(encoding="utf-8"))
+    return found
 
 
 @contextmanager

@@ -22,12 +22,10 @@ import numpy as np
 from engine._version import __version__
 from engine.backends import Session
 from engine.backends.threads import Threads, usable_cpus
-from engine.cache import cache_folder
+from engine.cache import SETUPS, cache_folder
 from engine.errors import BackendError, EngineError
 from engine.options import expect_whole
 
-SETUPS = "setups"
-"""The folder in the engine's cache."""
 SWEEP_S = 3.0
 _SLOT_S = 0.2
 _MOST_RUNS = 20

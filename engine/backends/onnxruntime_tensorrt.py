@@ -30,13 +30,10 @@ from engine.backends.onnxruntime_cuda import (
     open_session,
 )
 from engine.backends.threads import Threads
-from engine.cache import cache_folder, draft, find, remove
+from engine.cache import ENGINES, TIMINGS, cache_folder, draft, find, remove
 from engine.errors import BackendError, DeviceMemoryError, MissingRuntimeError, OptionError
 
 TENSORRT = "TensorrtExecutionProvider"
-ENGINES = "tensorrt"
-"""The folder in the engine's cache: an engine for each bundle, GPU, precision, batch size and set of versions."""
-_TIMINGS = "tensorrt-timings"
 _LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")
 _OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 _LOG = logging.getLogger(__name__)
@@ -257,15 +254,15 @@ class TensorRtGraph:
             BackendError: The runtime refused the graph, or TensorRT took no part of it.
         """
         _LOG.info("building the TensorRT engine for batches of %d: this can take minutes …", size)
-        timings, session = cache_folder() / _TIMINGS, None
+        timings, session = cache_folder() / TIMINGS, None
         try:
             known = find(timings, self._versions)
             with (
                 draft(cache_folder() / ENGINES, identity) as engines,
                 draft(timings, self._versions, replace=True) as measured,
             ):
-                if known is not None:
-                    shutil.copytree(known, measured, dirs_exist_ok=True)
+                for file in () if known is None else known.glob("*.timing"):
+                    shutil.copyfile(file, measured / file.name)
                 session = self._session(size, engines, measured)
                 if not any(engines.glob("*.engine")):
                     raise BackendError(f"{self._graph}: TensorRT took no part of the graph; choose device 'cuda'")

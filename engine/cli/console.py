@@ -16,6 +16,7 @@ RESULT = Console(highlight=False, emoji=False)
 STATUS = Console(stderr=True, highlight=False, emoji=False)
 USER_ERROR = 2
 _BY_SIGNAL = 128
+_SHOWN = ("engine.tuning", "engine.cache", "engine.backends")
 _NO_ROOM = (errno.ENOSPC, errno.EIO)
 _SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
@@ -85,15 +86,16 @@ def loading() -> Iterator[None]:
                 else:
                     status.update(printable(record.getMessage()))
 
-        tuning, show = logging.getLogger("engine.tuning"), Show(logging.INFO)
-        level = tuning.level
-        tuning.addHandler(show)
-        tuning.setLevel(logging.INFO)
+        show, levels = Show(logging.INFO), {logger: logger.level for logger in map(logging.getLogger, _SHOWN)}
+        for logger in levels:
+            logger.addHandler(show)
+            logger.setLevel(logging.INFO)
         try:
             yield
         finally:
-            tuning.removeHandler(show)
-            tuning.setLevel(level)
+            for logger, level in levels.items():
+                logger.removeHandler(show)
+                logger.setLevel(level)
 
 
 def print_error(message: str) -> None:

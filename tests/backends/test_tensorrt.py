@@ -24,6 +24,7 @@ from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.backends.onnxruntime_cuda import CUDA
 from engine.backends.onnxruntime_tensorrt import TENSORRT, TensorRtGraph, load_tensorrt, tensorrt_options
 from engine.errors import DeviceMemoryError
+from tests.cli.test_agreement import call
 from tests.emulator import EmulatedDevice
 from tests.tiny_cnn import photo_pixels
 
@@ -281,6 +282,43 @@ def test_a_graph_that_changes_after_it_was_opened(tiny_bundle: Path, runtime: Ru
         ):
             gpu.explain(photo_pixels(), 1, batch_size=2)
     assert runtime.built == ["image:4x3x24x32"]
+
+
+def test_the_command_builds_what_a_load_needs(
+    tiny_bundle: Path,
+    runtime: Runtime,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("engine.resident._SWEEP_S", 0.0)
+    command = ("warmup", tiny_bundle, "--device", "tensorrt", "--precision", "float16")
+    assert call(monkeypatch, *command, "--batch", 4) == 0
+    folder = tmp_path / "cache" / "ada-sise-engine"
+    (place,) = engines(tmp_path)
+    (timings,) = (folder / "tensorrt-timings").iterdir()
+    built = [
+        f"built the TensorRT engine for batches of 4, 0.0 MiB: {place}",
+        f"kept what TensorRT measured of each layer: {timings}",
+        f"done: the next load finds it in {folder}",
+    ]
+    assert capfd.readouterr().out.splitlines() == built
+    load(tiny_bundle, "float16").close()
+    assert runtime.built == ["image:4x3x24x32"]
+    assert call(monkeypatch, *command, "--batch", 4) == 0
+    assert capfd.readouterr().out == f"nothing to do: what it takes is in {folder}\n"
+
+    (place / "a.engine").write_text("damaged")
+    assert call(monkeypatch, *command, "--batch", 4) == 0
+    told = capfd.readouterr()
+    assert told.out.splitlines() == built
+    assert f"warning: {place}: is removed (its files are not those that were written)" in told.err
+
+    assert call(monkeypatch, *command) == 0
+    measured, *_ = (line for line in capfd.readouterr().out.splitlines() if "measured how" in line)
+    assert measured.startswith("measured how to score fastest (lanes: 1, threads in each: 1, batch size: 64): ")
+    load(tiny_bundle, "float16", None).close()
+    assert runtime.built[2:] == ["image:64x3x24x32"]
 
 
 def test_what_is_no_graph(tmp_path: Path) -> None:

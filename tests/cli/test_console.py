@@ -178,10 +178,11 @@ def test_a_signal_leaves_nothing_of_an_export(number: signal.Signals, model: str
     assert list(temporary.glob("tmp*")) == []  # libraries keep files of other names there
 
 
-def test_loading_shows_what_takes_long_and_prints_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["engine.tuning", "engine.cache", "engine.backends.onnxruntime_tensorrt"])
+def test_loading_shows_what_takes_long_and_prints_warnings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(console, "STATUS", Console(file=screen, force_terminal=True, width=200))
-    logger = logging.getLogger("engine.tuning")
+    logger = logging.getLogger(name)
     before = list(logger.handlers), logger.level
     with loading():
         logger.debug("a rate")
