@@ -4,8 +4,11 @@ import ctypes
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -21,7 +24,7 @@ from engine.errors import DeviceMemoryError
 from engine.kernels.launch import SOURCES
 from engine.resident import BATCH_SIZES, BatchStopwatch
 from engine.tuning import Setup
-from tests.emulator import EmulatedBackend, EmulatedGpu
+from tests.emulator import EmulatedBackend, EmulatedGpu, EmulatedGraph
 from tests.models import PHOTOS, VOC, exported
 from tests.tiny_cnn import photo_pixels
 
@@ -211,6 +214,22 @@ def test_batch_sizes(tiny_bundle: Path) -> None:
     assert list(BATCH_SIZES) == sorted(BATCH_SIZES)
     rate._ends = 0.0
     assert rate(setup(16)) == 0
+
+
+@needs_gxx
+def test_what_a_runtime_builds_for_a_size_is_not_measured(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bind = EmulatedGraph.bind
+
+    def slow_bind(*arguments: Any) -> Callable[[], None]:
+        time.sleep(0.5)
+        return bind(*arguments)
+
+    monkeypatch.setattr(EmulatedGraph, "bind", slow_bind)
+    monkeypatch.setattr("engine.resident._SWEEP_S", 0.4)
+    monkeypatch.setattr("engine.resident._SLOT_MS", 1.0)
+    rate = BatchStopwatch(load_bundle(tiny_bundle), EmulatedGpu(), "float32")
+    for size in (16, 32):
+        assert rate(Setup(threads=1, lanes=1, spinning=False, batch_size=size)) > 0
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc to compile CUDA kernels")

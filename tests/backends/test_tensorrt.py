@@ -44,6 +44,7 @@ class Runtime:
     """What was asked of ONNX Runtime, and how it shall answer."""
 
     opened: list[tuple[str, list[tuple[str, dict[str, str]]]]] = field(default_factory=list)
+    shapes: dict[str, list[object]] = field(default_factory=dict)
     built: list[str] = field(default_factory=list)
     knew: list[bytes] = field(default_factory=list)
     refuses: Exception | None = None
@@ -65,7 +66,9 @@ class Runtime:
                 Path(folder, "a.engine").write_text(shape)
         elif self.refuses is not None and folder is not None:
             raise self.refuses
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.shapes[Path(name).name] = session.get_inputs()[0].shape
+        return session
 
 
 @pytest.fixture
@@ -127,6 +130,7 @@ def test_the_scorer_runs_in_tensorrt_and_the_tapped_pass_on_cuda(tiny_bundle: Pa
     assert found.precision == "float16"
     opened = dict(runtime.opened)
     assert list(opened) == ["tapped.onnx", "forward.onnx"]
+    assert runtime.shapes["forward.onnx"] == [4, 3, 24, 32]
     ((provider, options),) = opened["tapped.onnx"]
     assert (provider, options["use_tf32"], options["enable_cuda_graph"]) == (CUDA, "0", "0")
     (first, options), (second, behind) = opened["forward.onnx"]
