@@ -225,7 +225,7 @@ class TensorRtGraph:
         """
         size = inputs[0][1][0]
         if self._opened is None or self._opened[0] != size:
-            self._opened = None  # its memory is free before the next takes some
+            self._opened = None  # its memory is free, if nobody keeps its runs, before the next takes some
             self._opened = size, self._open(size)
         return self._opened[1].bind(inputs, outputs)
 
