@@ -35,9 +35,6 @@ class Device(EmulatedDevice):
     name = "H200"
     stream = SimpleNamespace(ptr=4711)
 
-    def __init__(self, _: int | None) -> None:
-        super().__init__()
-
 
 @dataclass
 class Runtime:
