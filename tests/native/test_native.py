@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -259,7 +260,7 @@ def test_under_valgrind(tmp_path: Path, tiny_bundle: Path, photo_model: Path) ->
     run("valgrind", *options, program, *exercised(tmp_path, tiny_bundle, photo_model, 10, 2, 3))
 
 
-def test_linked_to_an_installed_runtime(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_linked_to_an_installed_runtime(tmp_path: Path, tiny_bundle: Path, photo_model: Path) -> None:
     """The package's library, with a header of the functions that are called, stands for an installation."""
     header = (ROOT / "native" / "ort_abi.h").read_text(encoding="utf-8")
     (tmp_path / "onnxruntime_c_api.h").write_text(f"{header}\nconst OrtApiBase *OrtGetApiBase(void);\n")
@@ -270,7 +271,9 @@ def test_linked_to_an_installed_runtime(tmp_path: Path, tiny_bundle: Path) -> No
         f"  INTERFACE_INCLUDE_DIRECTORIES {tmp_path})\n"
     )
     found = ("-DADA_SISE_FIND_ONNXRUNTIME=ON", f"-Donnxruntime_DIR={tmp_path}")
-    library = build(ROOT / "native", tmp_path / "build", COMPILERS[0], "", *found) / "libada_sise.so"
+    prefix = tmp_path / "prefix"
+    settings = (*found, f"-DCMAKE_INSTALL_PREFIX={prefix}")
+    library = build(ROOT / "native", tmp_path / "build", COMPILERS[0], "", *settings) / "libada_sise.so"
     named = Model(library, tiny_bundle)
     assert named.code == 1
     assert named.error().endswith("this library is linked to an ONNX Runtime, so expected NULL")
@@ -282,12 +285,18 @@ def test_linked_to_an_installed_runtime(tmp_path: Path, tiny_bundle: Path) -> No
     x = prepare(photo_pixels(), explainer.bundle.preprocess, explainer.bundle.image_shape).array
     check(*model.explain(x), explainer.explain(x, visualization_maps=True))
     model.close()
+    run("cmake", "--install", tmp_path / "build")
+    beside = build(ROOT / "examples" / "c", tmp_path / "beside", COMPILERS[0], "", f"-DCMAKE_PREFIX_PATH={prefix}")
+    assert not (beside / "native").exists()
+    photo = tmp_path / "photo.ppm"
+    Image.fromarray(photo_pixels()).save(photo)
+    assert run(beside / "explain", photo_model, photo, tmp_path / "x.pgm", 3).startswith("espresso (3): score ")
 
 
 def test_the_example(photo_model: Path, tmp_path: Path) -> None:
     """Built beside an installed library, and with it."""
     runtime = f"-DADA_SISE_ONNXRUNTIME={RUNTIME}"
-    prefix = tmp_path / "prefix"
+    prefix = tmp_path / "a prefix"
     build(ROOT / "native", tmp_path / "library", COMPILERS[0], "", runtime, f"-DCMAKE_INSTALL_PREFIX={prefix}")
     run("cmake", "--install", tmp_path / "library")
     beside = build(ROOT / "examples" / "c", tmp_path / "beside", COMPILERS[0], "", f"-DCMAKE_PREFIX_PATH={prefix}")
@@ -305,7 +314,7 @@ def test_the_example(photo_model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "beside.pgm").read_bytes() == (tmp_path / "within.pgm").read_bytes()
     if shutil.which("pkg-config"):
         (described,) = prefix.rglob("ada_sise.pc")
-        flags = run("pkg-config", "--cflags", "--libs", "ada_sise", PKG_CONFIG_PATH=str(described.parent)).split()
+        flags = shlex.split(run("pkg-config", "--cflags", "--libs", "ada_sise", PKG_CONFIG_PATH=str(described.parent)))
         program = tmp_path / "by-pkg-config"
         run(COMPILERS[0], ROOT / "examples" / "c" / "explain.c", *flags, "-o", program)
         run(program, photo_model, photo, tmp_path / "third.pgm", 3, LD_LIBRARY_PATH=str(described.parent.parent))
