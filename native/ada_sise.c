@@ -23,7 +23,7 @@
 #ifndef ADA_SISE_ONNXRUNTIME
 #define ADA_SISE_ONNXRUNTIME "libonnxruntime.so.1"
 #endif
-#define OLDEST_API 18 /* of ONNX Runtime 1.18, the first that reads IR version 10 */
+#define OLDEST_API 26 /* of ONNX Runtime 1.26, the first with every kernel that the graphs call for */
 #define LARGEST (1 << 24) /* sizes beyond are no network's */
 
 enum { HEATMAP, TARGET_INDEX, CLASS_SCORE, LOGITS, SELECTED, SCORED, OUTPUTS };

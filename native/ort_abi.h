@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ORT_API_VERSION 18
+#define ORT_API_VERSION 26
 
 typedef struct OrtStatus OrtStatus;
 typedef struct OrtEnv OrtEnv;

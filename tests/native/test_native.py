@@ -185,6 +185,24 @@ def test_cuda_that_is_not_there(tiny_bundle: Path, opened) -> None:
     assert model.error() == "the CUDA provider: CUDA execution provider is not enabled in this build."
 
 
+def test_a_runtime_that_is_too_old(tiny_bundle: Path, tmp_path: Path, opened) -> None:
+    """A library that offers what ONNX Runtime 1.25 does, which lacks kernels that the graphs call for."""
+    (tmp_path / "old.c").write_text(
+        "#include <dlfcn.h>\n"
+        "#include <ort_abi.h>\n"
+        "static const OrtApi *get(uint32_t version) {\n"
+        f'    const OrtApiBase *(*base)(void) = dlsym(dlopen("{RUNTIME}", RTLD_NOW), "OrtGetApiBase");\n'
+        "    return version <= 25 ? base()->GetApi(version) : NULL;\n"
+        "}\n"
+        'static const char *version(void) { return "1.25.0"; }\n'
+        "static const OrtApiBase old = {get, version};\n"
+        "const OrtApiBase *OrtGetApiBase(void) { return &old; }\n"
+    )
+    run(COMPILERS[0], "-shared", "-fPIC", f"-I{ROOT / 'native'}", tmp_path / "old.c", "-o", tmp_path / "old.so")
+    model = opened(tiny_bundle, onnxruntime=str(tmp_path / "old.so").encode())
+    assert (model.code, model.error()) == (3, "ONNX Runtime 1.25.0 is too old; expected 1.26 or newer")
+
+
 def test_a_graph_that_is_no_explain_onnx(tiny_bundle: Path, opened) -> None:
     model = opened(tiny_bundle / "forward.onnx")
     assert model.code == 2
