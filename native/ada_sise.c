@@ -25,6 +25,8 @@
 #endif
 #define OLDEST_API 26 /* of ONNX Runtime 1.26, the first with every kernel that the graphs call for */
 #define LARGEST (1 << 24) /* sizes beyond are no network's */
+#define MOST_THREADS 1024
+#define EXPECTED_MODEL "expected a whole bundle or single file, as python -m engine.export writes it"
 
 enum { HEATMAP, TARGET_INDEX, CLASS_SCORE, LOGITS, SELECTED, SCORED, OUTPUTS };
 enum { IMAGE, TARGET, MAX_MASKS, INPUTS };
@@ -47,6 +49,27 @@ struct ada_sise {
 
 typedef const OrtApiBase *(*ApiBase)(void);
 
+typedef struct brief {
+    char text[192];
+} brief;
+
+/* Returns a path or another's text as messages show it: a long one without its middle, so that the rest has its place. */
+static brief shortened(const char *text) {
+    brief shown;
+    size_t length = strlen(text), head = sizeof shown.text / 2 - 2;
+    if (length < sizeof shown.text) {
+        memcpy(shown.text, text, length + 1);
+        return shown;
+    }
+    const char *tail = text + length - head;
+    while (head > 0 && (text[head] & 0xC0) == 0x80) /* within a letter of UTF-8 */
+        head--;
+    while ((*tail & 0xC0) == 0x80)
+        tail++;
+    snprintf(shown.text, sizeof shown.text, "%.*s...%s", (int)head, text, tail);
+    return shown;
+}
+
 /* Keeps the text of an error, without line breaks, and gives it to the caller as well. */
 static ada_sise_code failed(ada_sise *handle, ada_sise_result *result, ada_sise_code code, const char *format, ...) {
     char message[ADA_SISE_MESSAGE_BYTES];
@@ -59,18 +82,29 @@ static ada_sise_code failed(ada_sise *handle, ada_sise_result *result, ada_sise_
             *c = ' ';
     if (result)
         memcpy(result->message, message, sizeof message);
+    if (!handle)
+        return code;
     pthread_mutex_lock(&handle->lock);
     memcpy(handle->message, message, sizeof message);
     pthread_mutex_unlock(&handle->lock);
     return code;
 }
 
-/* The same for an error of ONNX Runtime, which is released. */
-static ada_sise_code ort_failed(ada_sise *handle, ada_sise_result *result, ada_sise_code code, const char *doing,
-                                OrtStatus *status) {
-    ada_sise_code failure = failed(handle, result, code, "%s: %s", doing, handle->ort->GetErrorMessage(status));
+/* The same for an error of ONNX Runtime, which is released. Only its text tells a lack of memory. */
+static ada_sise_code ort_failed(ada_sise *handle, ada_sise_result *result, ada_sise_code code, const char *subject,
+                                const char *remedy, OrtStatus *status) {
+    const char *text = handle->ort->GetErrorMessage(status);
+    if (strstr(text, "bad_alloc") || strstr(text, "Failed to allocate memory")) {
+        code = failed(handle, result, ADA_SISE_MEMORY, "%s: there is not enough memory; use a smaller image or model",
+                      shortened(subject).text);
+    } else {
+        brief told = shortened(text);
+        for (size_t end = strlen(told.text); end > 0 && strchr(". \n", told.text[end - 1]); end--)
+            told.text[end - 1] = '\0';
+        code = failed(handle, result, code, "%s: %s%s", shortened(subject).text, told.text, remedy);
+    }
     handle->ort->ReleaseStatus(status);
-    return failure;
+    return code;
 }
 
 static double now_ms(void) {
@@ -86,18 +120,20 @@ static ada_sise_code find_runtime(ada_sise *handle, const ada_sise_options *opti
     if (options->onnxruntime)
         return failed(handle, NULL, ADA_SISE_ARGUMENT,
                       "onnxruntime is %s; this library is linked to an ONNX Runtime, so expected NULL",
-                      options->onnxruntime);
+                      shortened(options->onnxruntime).text);
     api_base = OrtGetApiBase;
 #else
     const char *path = options->onnxruntime ? options->onnxruntime : ADA_SISE_ONNXRUNTIME;
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!library)
         return failed(handle, NULL, ADA_SISE_RUNTIME,
-                      "ONNX Runtime cannot be loaded: %s; install it, or name its library in options", dlerror());
+                      "ONNX Runtime cannot be loaded: %s; install it, or name its library in options",
+                      shortened(dlerror()).text);
     void *symbol = dlsym(library, "OrtGetApiBase");
     dlclose(library); /* it stays, by RTLD_NODELETE */
     if (!symbol)
-        return failed(handle, NULL, ADA_SISE_RUNTIME, "%s: is no ONNX Runtime; expected its libonnxruntime.so", path);
+        return failed(handle, NULL, ADA_SISE_RUNTIME, "%s: is no ONNX Runtime; expected its libonnxruntime.so",
+                      shortened(path).text);
     memcpy(&api_base, &symbol, sizeof api_base);
 #endif
     handle->ort = api_base()->GetApi(OLDEST_API);
@@ -123,7 +159,9 @@ static ada_sise_code use_cuda(ada_sise *handle, OrtSessionOptions *session_optio
         status = ort->SessionOptionsAppendExecutionProvider_CUDA_V2(session_options, cuda);
     if (cuda)
         ort->ReleaseCUDAProviderOptions(cuda);
-    return status ? ort_failed(handle, NULL, ADA_SISE_RUNTIME, "the CUDA provider", status) : ADA_SISE_OK;
+    return status ? ort_failed(handle, NULL, ADA_SISE_RUNTIME, "the CUDA provider",
+                               "; use an ONNX Runtime that was built for CUDA, or set use_cuda to 0", status)
+                  : ADA_SISE_OK;
 }
 
 static ada_sise_code create_session(ada_sise *handle, const char *file, const ada_sise_options *options) {
@@ -140,13 +178,13 @@ static ada_sise_code create_session(ada_sise *handle, const char *file, const ad
         status = ort->SetIntraOpNumThreads(session_options, options->threads);
     if (!status)
         status = ort->AddSessionConfigEntry(session_options, "session.intra_op.allow_spinning", "0");
-    ada_sise_code code = status ? ort_failed(handle, NULL, ADA_SISE_RUNTIME, "ONNX Runtime", status) : ADA_SISE_OK;
+    ada_sise_code code = status ? ort_failed(handle, NULL, ADA_SISE_RUNTIME, "ONNX Runtime", "", status) : ADA_SISE_OK;
     if (!code && options->use_cuda)
         code = use_cuda(handle, session_options, options->cuda_device);
     if (!code) {
         status = ort->CreateSession(handle->env, file, session_options, &handle->session);
         if (status)
-            code = ort_failed(handle, NULL, ADA_SISE_FILE, file, status);
+            code = ort_failed(handle, NULL, ADA_SISE_FILE, file, "; " EXPECTED_MODEL, status);
     }
     if (session_options)
         ort->ReleaseSessionOptions(session_options);
@@ -218,7 +256,7 @@ static ada_sise_code read_sizes(ada_sise *handle, const char *file) {
             status = describe(ort, handle->session, 0, SELECTED, &kinds[2], &selected_axes, selected);
     }
     if (status)
-        return ort_failed(handle, NULL, ADA_SISE_FILE, file, status);
+        return ort_failed(handle, NULL, ADA_SISE_FILE, file, "", status);
     int photos = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
     int sound = inputs && outputs && image_axes == (photos ? 3u : 4u) && heatmap_axes == 2 && logits_axes == 2 &&
                 selected_axes == 1 && kinds[0] == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT &&
@@ -228,12 +266,10 @@ static ada_sise_code read_sizes(ada_sise *handle, const char *file) {
     sound = sound && (photos || (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && image[0] == 1 && image[1] > 0 &&
                                  image[1] <= 3 && image[2] == heatmap[0] && image[3] == heatmap[1]));
     if (!sound)
-        return failed(handle, NULL, ADA_SISE_FILE,
-                      "%s: is no explain.onnx; expected a bundle or a single file that python -m engine.export wrote",
-                      file);
+        return failed(handle, NULL, ADA_SISE_FILE, "%s: is no explain.onnx; " EXPECTED_MODEL, shortened(file).text);
     if (selected[0] > ADA_SISE_MOST_LAYERS)
-        return failed(handle, NULL, ADA_SISE_FILE, "%s: has %lld feature layers; expected at most %d", file,
-                      (long long)selected[0], ADA_SISE_MOST_LAYERS);
+        return failed(handle, NULL, ADA_SISE_FILE, "%s: has %lld feature layers; expected at most %d",
+                      shortened(file).text, (long long)selected[0], ADA_SISE_MOST_LAYERS);
     handle->info = (ada_sise_info){.takes_photos = photos,
                                    .channels = photos ? 3 : image[1],
                                    .height = heatmap[0],
@@ -260,7 +296,8 @@ static ada_sise_code read_labels(ada_sise *handle, const char *file) {
         handle->labels = malloc(length + 1);
         handle->label = calloc(classes, sizeof *handle->label);
         if (!handle->labels || !handle->label) {
-            code = failed(handle, NULL, ADA_SISE_MEMORY, "%s: there is no memory for its labels", file);
+            code = failed(handle, NULL, ADA_SISE_MEMORY, "%s: there is no memory for its labels",
+                          shortened(file).text);
         } else {
             memcpy(handle->labels, text, length + 1);
             for (char *start = handle->labels; start && count < classes; count++) {
@@ -276,17 +313,29 @@ static ada_sise_code read_labels(ada_sise *handle, const char *file) {
         status = status ? status : ort->AllocatorFree(allocator, text);
     if (metadata)
         ort->ReleaseModelMetadata(metadata);
-    return status ? ort_failed(handle, NULL, ADA_SISE_FILE, file, status) : code;
+    return status ? ort_failed(handle, NULL, ADA_SISE_FILE, file, "", status) : code;
 }
 
 /* Returns the file of a bundle, or the path itself; NULL if there is no memory. */
-static char *model_file(const char *path, int is_folder) {
-    const char *inside = is_folder ? "/explain.onnx" : "";
+static char *model_file(const char *path) {
+    struct stat about;
+    const char *inside = stat(path, &about) == 0 && S_ISDIR(about.st_mode) ? "/explain.onnx" : "";
     size_t bytes = strlen(path) + strlen(inside) + 1;
     char *file = malloc(bytes);
     if (file)
         snprintf(file, bytes, "%s%s", path, inside);
     return file;
+}
+
+/* Checks that there is a file: ONNX Runtime would wait for a pipe's content. */
+static ada_sise_code expect_file(ada_sise *handle, const char *file) {
+    struct stat about;
+    if (stat(file, &about) != 0)
+        return failed(handle, NULL, ADA_SISE_FILE, "%s: cannot be opened: %s; " EXPECTED_MODEL, shortened(file).text,
+                      strerror(errno));
+    if (!S_ISREG(about.st_mode))
+        return failed(handle, NULL, ADA_SISE_FILE, "%s: is no regular file; " EXPECTED_MODEL, shortened(file).text);
+    return ADA_SISE_OK;
 }
 
 ada_sise_code ada_sise_open(const char *path, const ada_sise_options *options, ada_sise **handle) {
@@ -305,15 +354,15 @@ ada_sise_code ada_sise_open(const char *path, const ada_sise_options *options, a
     if (!path)
         return failed(opened, NULL, ADA_SISE_ARGUMENT, "path is NULL; expected that of a bundle or a single file");
     options = options ? options : &defaults;
-    if (options->threads < 0)
-        return failed(opened, NULL, ADA_SISE_ARGUMENT, "threads is %d; expected 0 or more", options->threads);
-    struct stat about;
-    if (stat(path, &about) != 0)
-        return failed(opened, NULL, ADA_SISE_FILE, "%s: cannot be opened: %s", path, strerror(errno));
-    char *file = model_file(path, S_ISDIR(about.st_mode));
+    if (options->threads < 0 || options->threads > MOST_THREADS)
+        return failed(opened, NULL, ADA_SISE_ARGUMENT, "threads is %d; expected 0 for one per core, or 1 to %d",
+                      options->threads, MOST_THREADS);
+    char *file = model_file(path);
     if (!file)
-        return failed(opened, NULL, ADA_SISE_MEMORY, "%s: there is no memory for its name", path);
+        return failed(opened, NULL, ADA_SISE_MEMORY, "%s: there is no memory for its name", shortened(path).text);
     ada_sise_code code = find_runtime(opened, options);
+    if (!code)
+        code = expect_file(opened, file);
     if (!code)
         code = create_session(opened, file, options);
     if (!code)
@@ -343,11 +392,22 @@ void ada_sise_close(ada_sise *handle) {
     free(handle);
 }
 
-ada_sise_code ada_sise_get_info(const ada_sise *handle, ada_sise_info *info) {
-    if (!handle || !info || !handle->session)
-        return ADA_SISE_ARGUMENT;
-    *info = handle->info;
+static ada_sise_code expect_opened(ada_sise *handle, ada_sise_result *result) {
+    if (!handle)
+        return failed(handle, result, ADA_SISE_ARGUMENT, "handle is NULL; expected that of an opened model");
+    if (!handle->session)
+        return failed(handle, result, ADA_SISE_ARGUMENT, "the model was not opened; expected a handle that was");
     return ADA_SISE_OK;
+}
+
+ada_sise_code ada_sise_get_info(const ada_sise *handle, ada_sise_info *info) {
+    ada_sise *asked = (ada_sise *)handle; /* no handle is a const object, and only its error changes */
+    ada_sise_code code = expect_opened(asked, NULL);
+    if (!code && !info)
+        code = failed(asked, NULL, ADA_SISE_ARGUMENT, "info is NULL; expected a place for it");
+    if (!code)
+        *info = handle->info;
+    return code;
 }
 
 const char *ada_sise_label(const ada_sise *handle, int64_t target) {
@@ -382,7 +442,7 @@ static ada_sise_code copy_results(ada_sise *handle, OrtValue *const outputs[OUTP
     for (int i = 0; i < OUTPUTS; i++) {
         OrtStatus *status = handle->ort->GetTensorMutableData(outputs[i], &data[i]);
         if (status)
-            return ort_failed(handle, result, ADA_SISE_RUNTIME, OUTPUT_NAMES[i], status);
+            return ort_failed(handle, result, ADA_SISE_RUNTIME, OUTPUT_NAMES[i], "", status);
     }
     const ada_sise_info *info = &handle->info;
     size_t pixels = (size_t)(info->height * info->width), layers = (size_t)info->layers;
@@ -417,7 +477,7 @@ static ada_sise_code explain(ada_sise *handle, void *image, size_t bytes, const 
     if (!status)
         status = ort->Run(handle->session, NULL, INPUT_NAMES, (const OrtValue *const *)inputs, INPUTS, OUTPUT_NAMES,
                           OUTPUTS, outputs);
-    ada_sise_code code = status ? ort_failed(handle, result, ADA_SISE_RUNTIME, "ONNX Runtime", status)
+    ada_sise_code code = status ? ort_failed(handle, result, ADA_SISE_RUNTIME, "ONNX Runtime", "", status)
                                 : copy_results(handle, outputs, heatmap, result);
     result->milliseconds = now_ms() - began;
     for (int i = 0; i < INPUTS; i++)
@@ -432,8 +492,9 @@ static ada_sise_code explain(ada_sise *handle, void *image, size_t bytes, const 
 /* Checks what both kinds of images have in common. */
 static ada_sise_code expect_arguments(ada_sise *handle, const void *image, int photo, int64_t target, int64_t max_masks,
                                       const float *heatmap, size_t heatmap_count, ada_sise_result *result) {
-    if (!handle->session)
-        return failed(handle, result, ADA_SISE_ARGUMENT, "the model was not opened; expected a handle that was");
+    ada_sise_code code = expect_opened(handle, result);
+    if (code)
+        return code;
     if (!image || !heatmap)
         return failed(handle, result, ADA_SISE_ARGUMENT, "%s is NULL; expected an array", image ? "heatmap" : "image");
     if (photo != handle->info.takes_photos)
@@ -456,8 +517,6 @@ static ada_sise_code expect_arguments(ada_sise *handle, const void *image, int p
 ada_sise_code ada_sise_explain(ada_sise *handle, const float *image, size_t image_count, int64_t target,
                                int64_t max_masks, float *heatmap, size_t heatmap_count, ada_sise_result *result) {
     ada_sise_result own;
-    if (!handle)
-        return ADA_SISE_ARGUMENT;
     result = result ? result : &own;
     memset(result, 0, sizeof *result);
     ada_sise_code code = expect_arguments(handle, image, 0, target, max_masks, heatmap, heatmap_count, result);
@@ -478,16 +537,15 @@ ada_sise_code ada_sise_explain_photo(ada_sise *handle, const uint8_t *photo, int
                                      int64_t target, int64_t max_masks, float *heatmap, size_t heatmap_count,
                                      ada_sise_result *result) {
     ada_sise_result own;
-    if (!handle)
-        return ADA_SISE_ARGUMENT;
     result = result ? result : &own;
     memset(result, 0, sizeof *result);
     ada_sise_code code = expect_arguments(handle, photo, 1, target, max_masks, heatmap, heatmap_count, result);
     if (code)
         return code;
-    if (height < 1 || width < 1 || height > INT32_MAX || width > INT32_MAX)
-        return failed(handle, result, ADA_SISE_ARGUMENT, "the photo is %lld pixels high and %lld wide; expected 1 or more",
-                      (long long)height, (long long)width);
+    if (height < 1 || width < 1 || height > ADA_SISE_MOST_PIXELS / width)
+        return failed(handle, result, ADA_SISE_ARGUMENT,
+                      "the photo is %lld pixels high and %lld wide; expected 1 or more, and %d pixels in all at the most",
+                      (long long)height, (long long)width, ADA_SISE_MOST_PIXELS);
     const int64_t sizes[3] = {height, width, 3};
     return explain(handle, (void *)photo, (size_t)height * (size_t)width * 3, sizes, 3,
                    ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, target, max_masks, heatmap, result);

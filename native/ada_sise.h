@@ -23,6 +23,7 @@ extern "C" {
 #define ADA_SISE_TOP_CLASS (-1) /* as a target: the class of the highest logit */
 #define ADA_SISE_ALL_MASKS 0    /* as max_masks: the exact method */
 #define ADA_SISE_MOST_LAYERS 16
+#define ADA_SISE_MOST_PIXELS (1 << 27) /* of a photo */
 #define ADA_SISE_MESSAGE_BYTES 512
 
 /* One model, opened. */
@@ -40,15 +41,15 @@ typedef enum ada_sise_code {
 /* How to open a model. All zeros are the defaults. */
 typedef struct ada_sise_options {
     const char *onnxruntime; /* path of libonnxruntime.so; NULL for the one that the library was built with */
-    int threads;             /* that work on one explanation; 0 for one per core */
+    int threads;             /* that work on one explanation, at most 1024; 0 for one per core */
     int use_cuda;            /* not 0: on a GPU, which needs an ONNX Runtime that was built for CUDA */
     int cuda_device;         /* its number */
 } ada_sise_options;
 
 /* What a model takes and gives. */
 typedef struct ada_sise_info {
-    int takes_photos; /* uint8 [height, width, 3] of any size, red first; else float32 [channels, height, width] */
-    int64_t channels; /* of the network's input */
+    int takes_photos; /* uint8 [height, width, 3], red first; else float32 [channels, height, width] */
+    int64_t channels; /* of the image that the model takes: 3 for photos */
     int64_t height;   /* of the network's input, and of heatmaps */
     int64_t width;
     int64_t classes;
@@ -85,8 +86,8 @@ ADA_SISE_API ada_sise_code ada_sise_explain(ada_sise *handle, const float *image
                                             int64_t max_masks, float *heatmap, size_t heatmap_count,
                                             ada_sise_result *result);
 
-/* The same for a photo, uint8 [height, width, 3], red first, of any size: of a model that was exported with
- * --embed-preprocess. */
+/* The same for a photo, uint8 [height, width, 3], red first, of at most ADA_SISE_MOST_PIXELS: of a model that
+ * was exported with --embed-preprocess. */
 ADA_SISE_API ada_sise_code ada_sise_explain_photo(ada_sise *handle, const uint8_t *photo, int64_t height, int64_t width,
                                                   int64_t target, int64_t max_masks, float *heatmap,
                                                   size_t heatmap_count, ada_sise_result *result);

@@ -65,7 +65,9 @@ static void use_badly(ada_sise *model, const ada_sise_options *options, const fl
     EXPECT(ada_sise_open(NULL, options, &none) == ADA_SISE_ARGUMENT && says(none, "path is NULL"));
     EXPECT(ada_sise_explain(none, image, values, -1, 0, heatmap, pixels, &result) == ADA_SISE_ARGUMENT);
     EXPECT(strstr(result.message, "the model was not opened") != NULL);
-    EXPECT(ada_sise_get_info(none, &info) == ADA_SISE_ARGUMENT && ada_sise_label(none, 0) == NULL);
+    ada_sise_close(none);
+    EXPECT(ada_sise_open(NULL, options, &none) == ADA_SISE_ARGUMENT && ada_sise_label(none, 0) == NULL);
+    EXPECT(ada_sise_get_info(none, &info) == ADA_SISE_ARGUMENT && says(none, "the model was not opened"));
     ada_sise_close(none);
     ada_sise_close(NULL);
     ada_sise_options other = {.onnxruntime = "/none/libonnxruntime.so"};
@@ -78,8 +80,16 @@ static void use_badly(ada_sise *model, const ada_sise_options *options, const fl
     other.threads = -1;
     EXPECT(ada_sise_open(".", &other, &none) == ADA_SISE_ARGUMENT && says(none, "threads is -1"));
     ada_sise_close(none);
+    other.threads = 1025;
+    EXPECT(ada_sise_open(".", &other, &none) == ADA_SISE_ARGUMENT && says(none, "threads is 1025; expected 0 for one per core, or 1 to 1024"));
+    ada_sise_close(none);
 
+    const uint8_t *photo = (const uint8_t *)image;
     EXPECT(ada_sise_explain(NULL, image, values, -1, 0, heatmap, pixels, &result) == ADA_SISE_ARGUMENT);
+    EXPECT(strcmp(result.message, "handle is NULL; expected that of an opened model") == 0);
+    result.message[0] = 'x';
+    EXPECT(ada_sise_explain_photo(NULL, photo, 4, 4, -1, 0, heatmap, pixels, &result) == ADA_SISE_ARGUMENT);
+    EXPECT(strncmp(result.message, "handle is NULL", 14) == 0);
     EXPECT(ada_sise_explain(model, NULL, values, -1, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT && says(model, "image is NULL"));
     EXPECT(ada_sise_explain(model, image, values, -1, 0, NULL, pixels, NULL) == ADA_SISE_ARGUMENT && says(model, "heatmap is NULL"));
     EXPECT(ada_sise_explain(model, image, values - 1, -1, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT);
@@ -90,9 +100,10 @@ static void use_badly(ada_sise *model, const ada_sise_options *options, const fl
     EXPECT(strcmp(result.message, "target is -2; expected -1 for the top-1 class, or 0 to 4") == 0);
     EXPECT(ada_sise_explain(model, image, values, 5, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT && says(model, "target is 5"));
     EXPECT(ada_sise_explain(model, image, values, 0, -1, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT && says(model, "max_masks is -1"));
-    EXPECT(ada_sise_explain_photo(model, (const uint8_t *)image, 4, 4, 0, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT);
+    EXPECT(ada_sise_explain_photo(model, photo, 4, 4, 0, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT);
     EXPECT(says(model, "--embed-preprocess"));
-    EXPECT(ada_sise_get_info(model, NULL) == ADA_SISE_ARGUMENT && ada_sise_get_info(NULL, &info) == ADA_SISE_ARGUMENT);
+    EXPECT(ada_sise_get_info(model, NULL) == ADA_SISE_ARGUMENT && says(model, "info is NULL"));
+    EXPECT(ada_sise_get_info(NULL, &info) == ADA_SISE_ARGUMENT);
     EXPECT(!ada_sise_label(model, -1) && !ada_sise_label(model, 5) && !ada_sise_label(NULL, 0));
     char one[1] = {'x'};
     ada_sise_error(model, one, 0);
@@ -158,7 +169,11 @@ static void explain_photos(const char *path, const ada_sise_options *options) {
     EXPECT(ada_sise_explain_photo(model, photo, 50, 70, -1, 0, heatmap, pixels, NULL) == ADA_SISE_OK);
     EXPECT(ada_sise_explain_photo(model, photo, 1, 1, -1, 3, heatmap, pixels, NULL) == ADA_SISE_OK);
     EXPECT(ada_sise_explain_photo(model, photo, 0, 70, -1, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT);
-    EXPECT(says(model, "the photo is 0 pixels high"));
+    EXPECT(says(model, "the photo is 0 pixels high and 70 wide; expected 1 or more, and 134217728 pixels in all at the most"));
+    EXPECT(ada_sise_explain_photo(model, photo, 1LL << 40, 1, -1, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT);
+    EXPECT(says(model, "the photo is 1099511627776 pixels high"));
+    EXPECT(ada_sise_explain_photo(model, photo, INT32_MAX, INT32_MAX, -1, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT);
+    EXPECT(ada_sise_explain_photo(model, photo, INT64_MAX, INT64_MAX, -1, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT);
     EXPECT(ada_sise_explain(model, heatmap, values, -1, 0, heatmap, pixels, NULL) == ADA_SISE_ARGUMENT);
     EXPECT(says(model, "ada_sise_explain_photo"));
     free(photo);
@@ -193,6 +208,7 @@ int main(int count, char **words) {
     for (int i = 9; i < count; i++) {
         ada_sise *bad = NULL;
         EXPECT(ada_sise_open(words[i], &options, &bad) == ADA_SISE_FILE && says(bad, words[i]));
+        EXPECT(says(bad, "; expected a whole bundle or single file, as python -m engine.export writes it"));
         ada_sise_close(bad);
     }
     for (int i = 0; i < opens; i++) {

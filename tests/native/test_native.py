@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 RUNTIME = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.1.*"), None)
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
+EXPECTED = "expected a whole bundle or single file, as python -m engine.export writes it"
 SANITIZED = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
 
 pytestmark = pytest.mark.skipif(
@@ -76,7 +78,8 @@ class Model:
         given = Options(**{"onnxruntime": str(RUNTIME).encode(), **options})
         self.code = self.library.ada_sise_open(str(path).encode(), ctypes.byref(given), ctypes.byref(self.handle))
         self.info = Info()
-        self.library.ada_sise_get_info(self.handle, ctypes.byref(self.info))
+        if self.code == 0:
+            self.library.ada_sise_get_info(self.handle, ctypes.byref(self.info))
 
     def error(self) -> str:
         text = ctypes.create_string_buffer(512)
@@ -98,7 +101,7 @@ class Model:
         else:
             count = ctypes.c_size_t(image.size)
             code = self.library.ada_sise_explain(self.handle, data, count, *asked, ctypes.byref(result))
-        assert code == 0, result.message.decode()
+        assert code == 0, f"code {code}: {result.message.decode()}"
         return heatmap, result
 
     def close(self) -> None:
@@ -182,7 +185,10 @@ def test_a_photo(photo_model: Path, tiny_bundle: Path, opened) -> None:
 def test_cuda_that_is_not_there(tiny_bundle: Path, opened) -> None:
     model = opened(tiny_bundle, use_cuda=1)
     assert model.code == 3
-    assert model.error() == "the CUDA provider: CUDA execution provider is not enabled in this build."
+    assert model.error() == (
+        "the CUDA provider: CUDA execution provider is not enabled in this build; use an ONNX Runtime that was "
+        "built for CUDA, or set use_cuda to 0"
+    )
 
 
 def test_a_runtime_that_is_too_old(tiny_bundle: Path, tmp_path: Path, opened) -> None:
@@ -206,9 +212,32 @@ def test_a_runtime_that_is_too_old(tiny_bundle: Path, tmp_path: Path, opened) ->
 def test_a_graph_that_is_no_explain_onnx(tiny_bundle: Path, opened) -> None:
     model = opened(tiny_bundle / "forward.onnx")
     assert model.code == 2
-    assert model.error().endswith(
-        "is no explain.onnx; expected a bundle or a single file that python -m engine.export wrote"
-    )
+    assert model.error().endswith(f"is no explain.onnx; {EXPECTED}")
+
+
+def test_a_long_path_leaves_room_for_the_reason(tmp_path: Path, opened) -> None:
+    folder = tmp_path / ("€" * 80) / ("x" * 100) / ("€" * 80)
+    folder.mkdir(parents=True)
+    missing = opened(folder / "none.onnx").error()
+    assert missing.startswith(str(tmp_path))
+    assert missing.endswith(f"/none.onnx: cannot be opened: No such file or directory; {EXPECTED}")
+    (folder / "noise.onnx").write_bytes(b"noise")
+    assert opened(folder / "noise.onnx").error().endswith(f"/noise.onnx failed:Protobuf parsing failed; {EXPECTED}")
+    runtime = str(folder / "libonnxruntime.so").encode()
+    told = opened(folder, onnxruntime=runtime).error()
+    assert told.endswith("No such file or directory; install it, or name its library in options")
+
+
+def test_a_photo_that_memory_does_not_hold(photo_model: Path, opened) -> None:
+    model, limits = opened(photo_model), resource.getrlimit(resource.RLIMIT_AS)
+    photo = np.zeros((1, 20_000_000, 3), np.uint8)
+    used_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (used_pages * resource.getpagesize() + (1 << 28), limits[1]))
+    try:
+        with pytest.raises(AssertionError, match="code 5: ONNX Runtime: there is not enough memory; use a smaller"):
+            model.explain(photo)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def with_open_sizes() -> onnx.ModelProto:
@@ -244,7 +273,9 @@ def exercised(folder: Path, tiny_bundle: Path, photo_model: Path, opens: int, th
     weights = damaged / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:4000])
     onnx.save(with_open_sizes(), folder / "open.onnx")
+    os.mkfifo(folder / "pipe.onnx")
     bad = ["missing.onnx", "noise.onnx", "empty.onnx", "truncated.onnx", "folder.ada", "damaged.ada", "open.onnx"]
+    bad += ["pipe.onnx"]
     numbers = [opens, threads, calls]
     return [
         RUNTIME,
@@ -347,5 +378,5 @@ def test_the_example(photo_model: Path, tmp_path: Path) -> None:
     failing = subprocess.run([within / "explain", "none.onnx", photo, "x"], capture_output=True, text=True, check=False)
     assert (failing.returncode, failing.stderr) == (
         2,
-        "error: none.onnx: cannot be opened: No such file or directory\n",
+        f"error: none.onnx: cannot be opened: No such file or directory; {EXPECTED}\n",
     )
