@@ -9,9 +9,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
 
 #ifdef WITH_PNG
 #include <png.h>
+#define EXPECTED "expected that, or PNG whose name ends in .png: convert the photo"
+#else
+#define EXPECTED "expected that: convert the photo, or build this with libpng to read PNG"
 #endif
 
 typedef struct photo {
@@ -48,7 +53,7 @@ static int read_ppm(const char *path, photo *read) {
         return 0;
     }
     int whole = fscanf(file, "P6 %ld %ld %ld", &width, &height, &largest) == 3 && fgetc(file) != EOF &&
-                largest == 255 && height > 0 && width > 0 && height <= 1 << 15 && width <= 1 << 15;
+                largest == 255 && height > 0 && width > 0 && height <= ADA_SISE_MOST_PIXELS / width;
     if (whole) {
         size_t bytes = (size_t)height * (size_t)width * 3;
         read->pixels = malloc(bytes);
@@ -58,17 +63,24 @@ static int read_ppm(const char *path, photo *read) {
     read->height = height;
     read->width = width;
     if (!whole)
-        fprintf(stderr, "%s: is no whole PPM picture (P6, 8 bits, without comments)\n", path);
+        fprintf(stderr, "%s: is no whole PPM picture (P6, 8 bits, without comments); " EXPECTED "\n", path);
     return whole;
 }
 
 static int read_photo(const char *path, photo *read) {
 #ifdef WITH_PNG
     const char *dot = strrchr(path, '.');
-    if (dot && strcmp(dot, ".png") == 0)
+    if (dot && strcasecmp(dot, ".png") == 0)
         return read_png(path, read);
 #endif
     return read_ppm(path, read);
+}
+
+/* Whether both paths lead to one file. */
+static int same_file(const char *path, const char *other) {
+    struct stat first, second;
+    return stat(path, &first) == 0 && stat(other, &second) == 0 && first.st_dev == second.st_dev &&
+           first.st_ino == second.st_ino;
 }
 
 static int write_pgm(const char *path, const float *heatmap, const ada_sise_info *info) {
@@ -115,7 +127,11 @@ int main(int count, char **words) {
     int64_t target = ADA_SISE_TOP_CLASS, max_masks = ADA_SISE_ALL_MASKS;
     if ((count > 4 && !read_number(words[4], &target)) || (count > 5 && !read_number(words[5], &max_masks)))
         return 2;
-    char message[ADA_SISE_MESSAGE_BYTES] = "there is no more memory";
+    if (same_file(words[3], words[1]) || same_file(words[3], words[2])) {
+        fprintf(stderr, "%s: is the model or the photo; expected another file for the heatmap\n", words[3]);
+        return 2;
+    }
+    char message[ADA_SISE_MESSAGE_BYTES] = "";
     ada_sise *model = NULL;
     ada_sise_info info;
     ada_sise_result result;
@@ -138,9 +154,8 @@ int main(int count, char **words) {
         }
     }
     if (code) {
-        if (model && code != ADA_SISE_MEMORY)
-            ada_sise_error(model, message, sizeof message);
-        fprintf(stderr, "error: %s\n", message);
+        ada_sise_error(model, message, sizeof message);
+        fprintf(stderr, "error: %s\n", message[0] ? message : "there is no more memory");
     }
     free(heatmap);
     free(read.pixels);

@@ -369,14 +369,26 @@ def test_the_example(photo_model: Path, tmp_path: Path) -> None:
         run(program, photo_model, photo, tmp_path / "third.pgm", 3, LD_LIBRARY_PATH=str(described.parent.parent))
     if (within / "CMakeCache.txt").read_text().count("PNG_LIBRARY_RELEASE:FILEPATH=/"):
         Image.fromarray(photo_pixels()).save(tmp_path / "photo.png")
-        run(within / "explain", photo_model, tmp_path / "photo.png", tmp_path / "png.pgm", 3)
-        assert (tmp_path / "png.pgm").read_bytes() == (tmp_path / "within.pgm").read_bytes()
-    letters = subprocess.run(
-        [within / "explain", photo_model, photo, "x", "cat"], capture_output=True, text=True, check=False
-    )
-    assert (letters.returncode, letters.stderr) == (2, "cat: is no whole number\n")
-    failing = subprocess.run([within / "explain", "none.onnx", photo, "x"], capture_output=True, text=True, check=False)
-    assert (failing.returncode, failing.stderr) == (
-        2,
-        f"error: none.onnx: cannot be opened: No such file or directory; {EXPECTED}\n",
-    )
+        for name in ("photo.png", "PHOTO.PNG"):
+            (tmp_path / "photo.png").rename(tmp_path / name)
+            run(within / "explain", photo_model, tmp_path / name, tmp_path / "png.pgm", 3)
+            assert (tmp_path / "png.pgm").read_bytes() == (tmp_path / "within.pgm").read_bytes()
+
+    def refused(*words: object) -> str:
+        done = subprocess.run([within / "explain", *words], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        return done.stderr
+
+    assert refused(photo_model, photo, "x", "cat") == "cat: is no whole number\n"
+    missing = f"error: none.onnx: cannot be opened: No such file or directory; {EXPECTED}\n"
+    assert refused("none.onnx", photo, "x") == missing
+    content = photo.read_bytes()
+    (tmp_path / "same.ppm").symlink_to(photo)
+    for output in (photo, tmp_path / "same.ppm", photo_model):
+        other = f"{output}: is the model or the photo; expected another file for the heatmap\n"
+        assert refused(photo_model, photo, output) == other
+    assert photo.read_bytes() == content
+    Image.fromarray(photo_pixels()).save(tmp_path / "photo.jpg")
+    told = refused(photo_model, tmp_path / "photo.jpg", "x")
+    assert "is no whole PPM picture (P6, 8 bits, without comments); expected that" in told
+    assert "convert the photo" in told
