@@ -178,24 +178,72 @@ def test_a_photo_in_openvino(interp: str, tmp_path: Path) -> None:
     check(in_openvino(explainer.bundle.explain, photo, 2, 0), result)
 
 
-@installed
-def test_the_example_for_node(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Beside the packages, where Node looks for them."""
-    model, preprocess, _ = write_tiny_cnn(tmp_path)
-    file, photo, drawn = (tmp_path / name for name in ("explain.onnx", "photo.png", "heatmap.png"))
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example for Node beside its packages, where Node looks for them, a model and a photo."""
+    folder = tmp_path_factory.mktemp("example")
+    model, preprocess, _ = write_tiny_cnn(folder)
+    file = folder / "explain.onnx"
     export(model, single_file=file, preprocess=preprocess, activation="softmax", embed_preprocess=True)
-    write_photo(photo)
-    (tmp_path / "node_modules").symlink_to(PACKAGES)
-    shutil.copy(HERE.parents[1] / "examples" / "node" / "explain.mjs", tmp_path)
-    command = [str(NODE), str(tmp_path / "explain.mjs"), str(file), str(photo), str(drawn), "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    result = engine.load(tiny_bundle).explain(photo, 2)
+    write_photo(folder / "photo.png")
+    (folder / "node_modules").symlink_to(PACKAGES)
+    shutil.copy(HERE.parents[1] / "examples" / "node" / "explain.mjs", folder)
+    return folder
+
+
+def run_example(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(NODE), "explain.mjs", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False, cwd=folder)
+
+
+@installed
+def test_the_example_for_node(tiny_bundle: Path, example: Path) -> None:
+    done = run_example(example, "explain.onnx", "photo.png", "heatmap.png", "2")
+    result = engine.load(tiny_bundle).explain(example / "photo.png", 2)
     told = re.fullmatch(r"class 2: score (\S+), (\d+) masks\n", done.stdout)
     assert told is not None, done.stderr
     assert (float(told[1]), int(told[2])) == (pytest.approx(result.class_score, rel=1e-3), result.scored)
-    with Image.open(drawn) as picture:
+    with Image.open(example / "heatmap.png") as picture:
         grey = np.asarray(picture.convert("L"), np.float64)
     assert np.abs(grey - 255 * result.heatmap).max() <= 0.51
+
+
+MISTAKES = [
+    (
+        "explain.onnx none.png x.png",
+        "none.png: ENOENT: no such file or directory, open 'none.png'; expected a PNG picture",
+    ),
+    ("explain.onnx labels.txt x.png", "labels.txt: unrecognised content at end of stream; expected a PNG picture"),
+    ("tiny.onnx photo.png x.png", "tiny.onnx: takes no photos; expected EXPLAINER"),
+    ("PREPARED photo.png x.png", "PREPARED: takes no photos; expected EXPLAINER"),
+    (
+        "photo.png photo.png x.png",
+        "photo.png: Load model from photo.png failed:Protobuf parsing failed.; expected EXPLAINER",
+    ),
+    ("explain.onnx photo.png x.png x", "TARGET is x; expected a whole number from -1 to 4"),
+    ("explain.onnx photo.png x.png 5", "TARGET is 5; expected a whole number from -1 to 4"),
+    ("explain.onnx photo.png x.png -2", "TARGET is -2; expected a whole number from -1 to 4"),
+    ("explain.onnx photo.png x.png 0 -1", "MAX_MASKS is -1; expected a whole number from 0 to 9223372036854775807"),
+    ("explain.onnx photo.png photo.png", "photo.png: is the model or the photo; expected another file for the heatmap"),
+    (
+        "explain.onnx photo.png explain.onnx",
+        "explain.onnx: is the model or the photo; expected another file for the heatmap",
+    ),
+    (
+        "explain.onnx photo.png none/x.png",
+        "none/x.png: ENOENT: no such file or directory, open 'none/x.png'; expected a file that can be written",
+    ),
+]
+
+
+@installed
+@pytest.mark.parametrize(("words", "text"), MISTAKES)
+def test_a_mistake_is_one_line_of_the_example(words: str, text: str, example: Path, tiny_bundle: Path) -> None:
+    prepared = str(tiny_bundle / "explain.onnx")
+    done = run_example(example, *words.replace("PREPARED", prepared).split())
+    text = text.replace("PREPARED", prepared)
+    text = text.replace("EXPLAINER", "an explain.onnx that was exported with --embed-preprocess")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {text}\n")
 
 
 @pytest.mark.parametrize("host", HOSTS)
