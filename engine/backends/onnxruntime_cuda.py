@@ -19,14 +19,13 @@ _INSTALL = "pip install 'ada-sise-engine[gpu]'"
 _ELEMENTS: dict[str, type[np.generic]] = {"float16": np.float16}
 
 
-def cuda_options(stream: int, *, tf32: bool = False, cuda_graph: bool = False, nhwc: bool = False) -> dict[str, str]:
+def cuda_options(stream: int, *, tf32: bool = False, cuda_graph: bool = False) -> dict[str, str]:
     """Return the options of the CUDA provider: the same bytes out for the same bytes in, and float32 proper.
 
     Args:
         stream: The address of the stream that all runs are on.
         tf32: Whether products may be computed in TF32, with 10 bits of mantissa.
         cuda_graph: Whether runs are captured once, then replayed.
-        nhwc: Whether convolutions compute channels last.
     """
     return {
         "device_id": "0",
@@ -34,7 +33,6 @@ def cuda_options(stream: int, *, tf32: bool = False, cuda_graph: bool = False, n
         "use_tf32": str(int(tf32)),
         "cudnn_conv_algo_search": "HEURISTIC",
         "enable_cuda_graph": str(int(cuda_graph)),
-        "prefer_nhwc": str(int(nhwc)),
     }
 
 
@@ -111,7 +109,6 @@ class OnnxRuntimeCuda:
         spinning: None, as well.
         providers: None, as well.
         cuda_graph: Whether scoring runs are captured once, then replayed.
-        nhwc: Whether their convolutions compute channels last.
 
     Raises:
         OptionError: One of the first four is given.
@@ -131,13 +128,12 @@ class OnnxRuntimeCuda:
         spinning: bool | None = None,
         providers: Sequence[str] | None = None,
         cuda_graph: bool = True,
-        nhwc: bool = False,
     ) -> None:
         given = {"threads": threads, "lanes": lanes, "spinning": spinning, "providers": providers}
         expect_none(self.device, given)
         expect_cuda()
         self.threads = Threads(total=1, lanes=1, spinning=False)
-        self.gpu = CudaGpu(cuda_graph=cuda_graph, nhwc=nhwc)
+        self.gpu = CudaGpu(cuda_graph=cuda_graph)
         self.runtime = f"ONNX Runtime {ONNXRUNTIME_VERSION} on {self.gpu.name}"
 
     def open(self, graph: Path | bytes, *, many_runs: bool = False, precision: str = "float32") -> OnnxRuntimeSession:
@@ -161,21 +157,19 @@ class CudaGpu:
     """The first GPU that the process sees, with ONNX Runtime's CUDA provider.
 
     Args:
-        cuda_graph: As for `OnnxRuntimeCuda`, and so is the next.
-        nhwc: Whether convolutions of scoring runs compute channels last.
+        cuda_graph: As for `OnnxRuntimeCuda`.
 
     Attributes:
         memory: Its memory and kernels.
         name: What it is called.
     """
 
-    def __init__(self, *, cuda_graph: bool, nhwc: bool = False) -> None:
+    def __init__(self, *, cuda_graph: bool) -> None:
         from engine.backends.cupy_device import CupyDevice  # may not be installed: `expect_cuda` says so
 
         self.memory = CupyDevice()
         self.name = self.memory.name
         self._cuda_graph = cuda_graph
-        self._nhwc = nhwc
 
     def element(self, precision: str) -> type[np.generic]:
         """Return NumPy's type of the elements of scoring batches."""
@@ -184,9 +178,7 @@ class CudaGpu:
     def open(self, graph: Path, *, precision: str = "float32", many_runs: bool = False) -> BoundSession:
         """Load a graph; see `engine.backends.base.Gpu`."""
         captured = many_runs and self._cuda_graph
-        name, session = self.session(
-            graph, precision, resident=True, cuda_graph=captured, nhwc=many_runs and self._nhwc
-        )
+        name, session = self.session(graph, precision, resident=True, cuda_graph=captured)
         return BoundSession(name, session, self.memory, "cuda", captured=captured)
 
     def session(
@@ -196,7 +188,6 @@ class CudaGpu:
         *,
         resident: bool = False,
         cuda_graph: bool = False,
-        nhwc: bool = False,
     ) -> tuple[str, "ort.InferenceSession"]:
         """Open a session, and say what messages call it.
 
@@ -205,7 +196,6 @@ class CudaGpu:
             precision: In what to compute it.
             resident: Whether images come in the type of that precision.
             cuda_graph: Whether its runs are captured.
-            nhwc: Whether its convolutions compute channels last.
 
         Raises:
             BackendError: ONNX Runtime refused the graph, or cannot run all of it on the GPU, for a CUDA graph.
@@ -217,7 +207,7 @@ class CudaGpu:
         options = session_options(threads=1)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         stream = self.memory.stream.ptr
-        provider = cuda_options(stream, tf32=precision == "tf32", cuda_graph=cuda_graph, nhwc=nhwc)
+        provider = cuda_options(stream, tf32=precision == "tf32", cuda_graph=cuda_graph)
         session = open_session(name, content, options, [(CUDA, provider)])
         if cuda_graph:
             expect_all_on(name, session, CUDA)

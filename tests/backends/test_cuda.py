@@ -121,11 +121,9 @@ def test_provider_options() -> None:
         "use_tf32": "0",
         "cudnn_conv_algo_search": "HEURISTIC",
         "enable_cuda_graph": "0",
-        "prefer_nhwc": "0",
     }
     assert cuda_options(1, tf32=True)["use_tf32"] == "1"
     assert cuda_options(1, cuda_graph=True)["enable_cuda_graph"] == "1"
-    assert cuda_options(1, nhwc=True)["prefer_nhwc"] == "1"
 
 
 def test_nodes_that_run_elsewhere_are_named(tiny_bundle: Path) -> None:

@@ -147,13 +147,13 @@ def test_the_whole_way(
         expected = cpu.explain(photo_pixels(), 2)
     for precision, atol in (("float32", 1e-5), ("tf32", 1e-5), ("float16", 0.05)):
         opened.clear()
-        with Explainer(load_bundle(tiny_bundle), OnnxRuntimeCuda(nhwc=True), precision, 4) as gpu:
+        with Explainer(load_bundle(tiny_bundle), OnnxRuntimeCuda(), precision, 4) as gpu:
             found = gpu.explain(photo_pixels(), 2)
             gpu.explain(photo_pixels(), 2, method="rise", masks=10)
         assert np.abs(found.heatmap - expected.heatmap).mean() <= atol
         assert found.precision == precision
         assert {asked["user_compute_stream"] for asked in opened} == {"4711"}
         tapped, scorer, *_ = opened
-        names = ("enable_cuda_graph", "prefer_nhwc", "use_tf32")
-        assert [tapped[name] for name in names] == ["0", "0", "0"]
-        assert [scorer[name] for name in names] == ["1", "1", str(int(precision == "tf32"))]
+        names = ("enable_cuda_graph", "use_tf32")
+        assert [tapped[name] for name in names] == ["0", "0"]
+        assert [scorer[name] for name in names] == ["1", str(int(precision == "tf32"))]
