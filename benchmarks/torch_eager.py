@@ -1,10 +1,12 @@
 """The rival: Ada-SISE as one writes it in PyTorch, with forward hooks and autograd.
 
 Written to be fast as far as eager torch goes: one backward pass for the gradients of all layers, inference mode for the
-scoring, full batches across the layers, no mask kept. What it computes is engine/explainer.py's method with the options
-`otsu` and `hard` and the zero baseline.
+scoring, full batches across the layers, no mask kept, and everything on the device where the image lies. What it
+computes is engine/methods/ada_sise.py's method with the rules `otsu` and `otsu-count`, the fusion `hard` and the zero
+baseline.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,13 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Network(Protocol):
-    """A classifier in torch whose feature maps can be had, with its weights channels last, the faster layout."""
+    """A classifier in torch whose feature maps can be had, with its weights channels last, the faster layout.
+
+    Attributes:
+        dtype: The type of the images that it scores; the tapped pass is float32.
+    """
+
+    dtype: torch.dtype
 
     def tap(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits [1, classes] and F_l [1, C_l, h_l, w_l], with autograd's graph between them."""
@@ -48,11 +56,14 @@ class HookedModule:
     Args:
         module: The classifier, in evaluation mode.
         layers: Names of the submodules whose outputs are the feature layers, shallow to deep.
+        dtype: The type in which images are scored; for another than float32 by a copy of the module.
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, layers: Sequence[str], dtype: torch.dtype = torch.float32) -> None:
         self._module = module.requires_grad_(False).to(memory_format=torch.channels_last)
+        self._scorer = self._module if dtype == torch.float32 else copy.deepcopy(self._module).to(dtype)
         self._layers = layers
+        self.dtype = dtype
 
     def tap(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """See `Network.tap`."""
@@ -68,12 +79,12 @@ class HookedModule:
 
     def __call__(self, batch: Tensor) -> Tensor:
         """See `Network`."""
-        logits: Tensor = self._module(batch)
+        logits: Tensor = self._scorer(batch)
         return logits
 
     def compiled(self, batch: Tensor) -> Callable[[Tensor], Tensor]:  # noqa: ARG002 - any size
         """See `Network.compiled`."""
-        return torch.compile(self._module)
+        return torch.compile(self._scorer)
 
 
 class InterpretedModel:
@@ -87,6 +98,8 @@ class InterpretedModel:
         network: The model.
         layers: Tensor names of the feature layers, shallow to deep.
     """
+
+    dtype = torch.float32
 
     def __init__(self, network: TorchNetwork, layers: Sequence[str]) -> None:
         self._network = network
@@ -110,7 +123,7 @@ class InterpretedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TorchExplanation:
-    """What the rival found, and how long it took.
+    """What the rival found, in the host's memory, and how long it took.
 
     Attributes:
         heatmap: float64 [H, W] from 0 to 1.
@@ -142,6 +155,7 @@ def explain(
     target: int | None = None,
     *,
     activation: str,
+    rule: str = "otsu",
     batch: int = 32,
     forward: Callable[[Tensor], Tensor] | None = None,
     channels: Sequence[Tensor] | None = None,
@@ -150,9 +164,10 @@ def explain(
 
     Args:
         network: The classifier.
-        x: Network input float32 [1, C, H, W].
+        x: Network input float32 [1, C, H, W], on the network's device.
         target: Class index, or None for the top-1 class.
         activation: `softmax`, `sigmoid` or `none`.
+        rule: `otsu` or `otsu-count`.
         batch: Masked images scored in one run of the network.
         forward: What scores the batches instead of `network`, and is given full ones only: a compiled network, which
             would be compiled again for another size.
@@ -164,22 +179,22 @@ def explain(
     index = int(logits.argmax()) if target is None else target
     gradients = torch.autograd.grad(logits[0, index], tapped)
     maps = [layer.detach()[0] for layer in tapped]
-    selected = [select(gradient[0].sum((1, 2))) for gradient in gradients]
+    selected = [select(gradient[0].sum((1, 2)), rule) for gradient in gradients]
     chosen = selected if channels is None else channels
     channels = [kept[~is_flat(layer[kept])] for layer, kept in zip(maps, chosen, strict=True)]
 
     tapped_at = time.perf_counter()
-    scores = [torch.empty(len(kept)) for kept in channels]
-    sums = [torch.zeros(x.shape[2:], dtype=torch.float64) for _ in channels]
+    scores = [torch.empty(len(kept), device=x.device) for kept in channels]
+    sums = [torch.zeros(x.shape[2:], dtype=torch.float64, device=x.device) for _ in channels]
     with torch.inference_mode():
         for places, masks in batches(maps, channels, x.shape[2:], batch):
-            images = (x * masks[:, None]).contiguous(memory_format=torch.channels_last)
+            images = (x * masks[:, None]).to(network.dtype, memory_format=torch.channels_last)
             if forward is None:
                 logits = network(images)
             else:
                 missing = batch - len(images)
                 logits = forward(functional.pad(images, (0, 0) * 3 + (0, missing)) if missing else images)[: len(masks)]
-            found = _ACTIVATIONS[activation](logits)[:, index]
+            found = _ACTIVATIONS[activation](logits.float())[:, index]
             weights = found / masks.sum((1, 2))
             row = 0
             for layer, start, count in places:
@@ -187,31 +202,36 @@ def explain(
                 scores[layer][start : start + count] = found[rows]
                 sums[layer] += torch.einsum("k,khw->hw", weights[rows], masks[rows])
                 row += count
+    scores = [found.cpu() for found in scores]  # waits for the device
     scored_at = time.perf_counter()
     heatmap = fuse([scale_to_unit(total) for total, kept in zip(sums, channels, strict=True) if len(kept)])
     return TorchExplanation(
-        heatmap=torch.zeros(x.shape[2:]) if heatmap is None else heatmap,
+        heatmap=torch.zeros(x.shape[2:]) if heatmap is None else heatmap.cpu(),
         target=index,
-        selected=selected,
-        channels=channels,
+        selected=[kept.cpu() for kept in selected],
+        channels=[kept.cpu() for kept in channels],
         scores=scores,
         total_s=time.perf_counter() - began,
         score_s=scored_at - tapped_at,
     )
 
 
-def select(alpha: Tensor) -> Tensor:
-    """Channels of the upper class of the exact Otsu split of the positive average gradients, the strongest first."""
+def select(alpha: Tensor, rule: str = "otsu") -> Tensor:
+    """The strongest channels by the exact Otsu split of the positive average gradients, the strongest first.
+
+    Those of the upper class by the rule `otsu`; as many as the lower class has by `otsu-count`.
+    """
     values, order = alpha.double().sort(descending=True, stable=True)
     n = int((values > 0).sum())
     ascending = values[:n].flip(0)
     if n <= 1 or ascending[0] == ascending[-1]:
         return order[:n]
-    sizes = torch.arange(1, n)
+    sizes = torch.arange(1, n, device=alpha.device)
     sums = ascending.cumsum(0)
     lower, upper = sums[:-1] / sizes, (sums[-1] - sums[:-1]) / (n - sizes)
     tau = (sizes / n) * ((n - sizes) / n) * (upper - lower).square()
-    return order[: n - 1 - int(tau.argmax())]
+    lower_size = 1 + int(tau.argmax())
+    return order[: lower_size if rule == "otsu-count" else n - lower_size]
 
 
 def is_flat(maps: Tensor) -> Tensor:
@@ -268,7 +288,7 @@ def fuse(maps: Sequence[Tensor | None]) -> Tensor | None:
 def otsu_threshold(values: Tensor) -> Tensor:
     """Centre of the first of 256 bins that maximises the between-class variance."""
     low, high = values.aminmax()
-    edges = torch.linspace(0, 1, _BINS + 1, dtype=values.dtype) * (high - low) + low
+    edges = torch.linspace(0, 1, _BINS + 1, dtype=values.dtype, device=values.device) * (high - low) + low
     counts = torch.histc(values, _BINS, float(low), float(high))
     centres = (edges[:-1] + edges[1:]) / 2
     below, mass = counts.cumsum(0)[:-1], (counts * centres).cumsum(0)

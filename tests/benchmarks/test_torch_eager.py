@@ -120,8 +120,27 @@ def test_flat_maps_make_no_mask() -> None:
 @pytest.mark.parametrize(
     "alpha", [[0.5, 3.0, -1.0, 0.4, 2.5, 0.1], [1.0, 1.0, 1.0], [-1.0, 2.0], [-1.0, -2.0], [2.0, 1.0, 2.0, 1.0]]
 )
-def test_selection_is_the_references(alpha: list[float]) -> None:
-    assert sorted(torch_eager.select(torch.tensor(alpha)).tolist()) == method.select(alpha).tolist()
+@pytest.mark.parametrize("rule", ["otsu", "otsu-count"])
+def test_selection_is_the_references(alpha: list[float], rule: str) -> None:
+    assert sorted(torch_eager.select(torch.tensor(alpha), rule).tolist()) == method.select(alpha, rule).tolist()
+
+
+def test_in_float16_the_method_stays_and_scores_round(network: TorchNetwork, x: np.ndarray) -> None:
+    image = torch.from_numpy(x)
+    hooked = HookedModule(as_module(), ("1", "4", "7"), torch.float16)
+    seen: list[torch.dtype] = []
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.dtype)
+        return hooked(images)
+
+    found = torch_eager.explain(hooked, image, activation="softmax", rule="otsu-count", batch=7, forward=forward)
+    exact = torch_eager.explain(InterpretedModel(network, LAYERS), image, activation="softmax", rule="otsu-count")
+    assert set(seen) == {torch.float16}
+    assert [kept.tolist() for kept in found.channels] == [kept.tolist() for kept in exact.channels]
+    differences = torch.cat(found.scores) - torch.cat(exact.scores)
+    assert torch.cat(found.scores).dtype == torch.float32
+    assert 0 < float(differences.abs().max()) < 5e-3
 
 
 def test_threshold_and_fusion_are_the_references(random: np.random.Generator) -> None:
