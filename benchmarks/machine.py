@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,34 @@ def in_own_process(step: Any, *arguments: Any) -> Any:
         return executor.submit(step, *arguments).result()
 
 
-def machine() -> dict[str, Any]:
-    """Where it was measured, and with what."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+def machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Where it was measured, and with what.
+
+    Args:
+        packages: The distributions whose versions matter.
+    """
     return {
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "processor": _processor(),
         "architecture": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        **{package: importlib.metadata.version(package) for package in packages},
     }
 
 
 def listed(facts: Mapping[str, object]) -> str:
     """Facts in one line: what `machine` returns, or what was chosen."""
     return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _commit() -> str:
+    """The commit that is checked out; empty where there is no git."""
+    if shutil.which("git") is None:
+        return ""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _processor() -> str:

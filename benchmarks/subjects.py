@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from benchmarks.torch_eager import HookedModule, InterpretedModel, Network
 from engine.bundle import load_bundle
@@ -50,11 +51,15 @@ class Subject:
     def network(self) -> Network:
         """The same network in torch."""
         if self.name in RANDOM:
-            module = torchvision.models.get_model(self.name, weights=None).eval()
-            module.load_state_dict(torch.load(_weights(self.source), weights_only=True))
-            return HookedModule(module, RANDOM[self.name])
+            return HookedModule(self.module(), RANDOM[self.name])
         layers = [layer.name for layer in load_bundle(self.bundle).layers]
         return InterpretedModel(TorchNetwork(self.source), layers)
+
+    def module(self) -> nn.Module:
+        """The torch module of a model of `RANDOM`, on the CPU."""
+        module: nn.Module = torchvision.models.get_model(self.name, weights=None).eval()
+        module.load_state_dict(torch.load(_weights(self.source), weights_only=True))
+        return module
 
 
 def make(name: str, folder: Path) -> Subject:

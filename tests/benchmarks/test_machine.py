@@ -3,6 +3,7 @@
 import platform
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.machine import listed, machine
@@ -34,6 +35,8 @@ def test_processor_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["processor"] == "Fast CPU @ 2 GHz"
     assert found["memory"] == "9.0 GiB"
     assert platform.node() not in map(str, found.values())
+    assert found["numpy"] == np.__version__
+    assert "torch" not in machine(["numpy"])
 
 
 @pytest.mark.parametrize("text", [None, "processor\t: 0\nBogoMIPS\t: 50.00\n"])
