@@ -69,6 +69,7 @@ class Options:
         loop: Explanations over which memory must stay flat.
         batch: Masked images scored at a time; 0 for what is measured to be fastest, for the engine and for torch.
         seconds: When the turns end, even if not all images have been explained.
+        cuda_graph: Whether CUDA graphs take part.
         tensorrt: Whether TensorRT takes part, which builds its engine in some minutes.
     """
 
@@ -76,6 +77,7 @@ class Options:
     loop: int
     batch: int
     seconds: float
+    cuda_graph: bool
     tensorrt: bool
 
 
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--loop", type=int, default=100, help="explanations over which memory must stay flat; 100")
     parser.add_argument("--batch", type=int, default=0, help="masked images a run; the fastest, which is measured")
     parser.add_argument("--seconds", type=float, default=480.0, help="how long all of it may take, nearly; 480")
+    parser.add_argument("--no-cuda-graph", action="store_false", dest="cuda_graph", help="leave CUDA graphs out")
     parser.add_argument("--tensorrt", action="store_true", help="TensorRT too, whose engine takes minutes to build")
     parser.add_argument("--commit", help="what is measured, where there is no git to say so")
     arguments = parser.parse_args()
@@ -117,7 +120,7 @@ def main() -> None:
 
 
 def run(bench: "Bench", report: dict[str, Any], write: Callable[[], None]) -> bool:
-    """Do all parts in their order, and write after each; return whether something failed."""
+    """Do all parts in their order, and write after each step of one; return whether something failed."""
     report["failures"] = bench.failures
     parts = {
         "engines": bench.open_engines,
@@ -129,17 +132,16 @@ def run(bench: "Bench", report: dict[str, Any], write: Callable[[], None]) -> bo
     for name, part in parts.items():
         began = time.perf_counter()
         with bench.failing(name):
-            report[name] = part()
-        print(
-            f"{name}: {'failed' if name in bench.failures else 'done'} ({time.perf_counter() - began:.0f} s)",
-            flush=True,
-        )
+            for report[name] in part():
+                write()
+        outcome = "failed" if name in bench.failures else "done"
+        print(f"{name}: {outcome} ({time.perf_counter() - began:.0f} s)", flush=True)
         write()
     return bool(bench.failures) or any(not check["met"] for check in report.get("checks", []))
 
 
 class Bench:
-    """What is measured.
+    """What is measured. Every part yields what it has found so far, again and again: a crash loses the last step only.
 
     Args:
         bundle: The bundle.
@@ -183,18 +185,19 @@ class Bench:
             self.failures[name] = " ".join(f"{type(err).__name__}: {err}".split())[:400]
             print(f"  {name}: failed with {self.failures[name]}", flush=True)
 
-    def open_engines(self) -> dict[str, Any]:
+    def open_engines(self) -> Iterator[dict[str, Any]]:
         """Open the engine in every precision, with and without CUDA graphs; the batch sizes that were taken."""
         for precision in PRECISIONS:
-            for cuda_graph in (True, False):
+            for cuda_graph in (True, False) if self._options.cuda_graph else (False,):
                 name = way_name(precision, cuda_graph=cuda_graph)
                 with self.failing(name):
                     self._open(name, self._hardware.backend(cuda_graph=cuda_graph), precision)
+                yield {"batch_sizes": dict(self._batches)}
         if self._options.tensorrt:
             name = "engine float16, TensorRT"
             with self.failing(name):
                 self._open(name, self._hardware.tensorrt(), "float16")
-        return {"batch_sizes": dict(self._batches)}
+            yield {"batch_sizes": dict(self._batches)}
 
     def _open(self, name: str, backend: Backend, precision: str) -> None:
         """Open the engine, and let it explain twice: then it has captured its runs."""
@@ -202,10 +205,8 @@ class Bench:
         size = self._options.batch or self._batches.get(precision, 0)
         if not size:
             assert backend.gpu is not None
-            usual, rate = (
-                Setup.of(backend.threads, USUAL_BATCH_SIZE),
-                BatchStopwatch(self._bundle, backend.gpu, precision),
-            )
+            usual = Setup.of(backend.threads, USUAL_BATCH_SIZE)
+            rate = BatchStopwatch(self._bundle, backend.gpu, precision)
             size = sweep(usual, ("threads", "lanes", "spinning"), False, rate, BATCH_SIZES).batch_size
         explainer = Explainer(self._bundle, backend, precision, size)
         for image in (self._images[0], self._images[-1]):
@@ -214,7 +215,7 @@ class Bench:
         self._engines[name] = explainer
         print(f"  {name}: batches of {size} ({time.perf_counter() - began:.0f} s)", flush=True)
 
-    def check(self) -> list[dict[str, Any]]:
+    def check(self) -> Iterator[list[dict[str, Any]]]:
         """Compare kernels and heatmaps with those of the CPU, runs with each other, and the memory before and after."""
         checks: list[dict[str, Any]] = []
         gpu = self._gpu()
@@ -222,6 +223,7 @@ class Bench:
             figures = gpu_kernels.compare(gpu.memory, gpu_kernels.tap(self._bundle, gpu, self._images[0]))
             for name, (found, allowed) in figures.items():
                 checks.append(check(f"kernels beside their NumPy twins: {name}", found, allowed))
+        yield checks
         images = self._images[: self._options.compared]
         with engine.load(self._bundle.path, tune=False) as cpu:
             expected = [cpu.explain(x, self._target, rule=RULE, visualization_maps=True) for x in images]
@@ -233,6 +235,7 @@ class Bench:
                 again = [explainer.explain(x, self._target, rule=RULE) for x in images]
                 others = sum(a.heatmap.tobytes() != b.heatmap.tobytes() for a, b in zip(again, found, strict=True))
                 checks.append(check(f"{name}, run twice: heatmaps that differ", others, 0))
+            yield checks
         with self.failing("check of torch"):
             network = self._torch()
             ranks = [
@@ -242,7 +245,7 @@ class Bench:
             checks.append(check(f"{TORCH} beside the CPU path: 1 − Spearman's ρ", 1 - min(ranks), 1 - SPEARMAN))
         with self.failing("check of memory"):
             checks.append(check(f"MB that {self._options.loop} explanations add", self._growth(), _GROWTH_MB))
-        return checks
+        yield checks
 
     def _growth(self) -> float:
         """How much more memory is taken than after the first ten explanations, in MB."""
@@ -255,7 +258,7 @@ class Bench:
                 used.append(self._hardware.used_mb())
         return max(used[1:]) - used[0]
 
-    def time_kernels(self) -> dict[str, Any]:
+    def time_kernels(self) -> Iterator[dict[str, Any]]:
         """Time every kernel, and a copy within the device."""
         found: dict[str, Any] = {"copy_gb_per_s": self._hardware.copy_gb_per_s()}
         gpu = self._gpu()
@@ -264,9 +267,9 @@ class Bench:
             batch = self._batches.get(precision, USUAL_BATCH_SIZE)
             bounds = {"repeats": _REPEATS, "ballast_bytes": self._hardware.ballast_bytes}
             found[precision] = gpu_kernels.time_kernels(gpu.memory, taps, precision, batch, **bounds)
-        return found
+            yield found
 
-    def take_turns(self) -> dict[str, Any]:
+    def take_turns(self) -> Iterator[dict[str, Any]]:
         """Explain every image in every way."""
         ways: dict[str, Way] = {name: self._engine_way(own) for name, own in self._engines.items()}
         batch = 0
@@ -287,9 +290,9 @@ class Bench:
             rounds += alternate(safe, 2, settle_s=0.0)
             if len(rounds) % 10 == 0:
                 print(f"  {len(rounds)} images", flush=True)
-        return {"torch_batch_size": batch, "ways": summarise(rounds), "ratios": ratios(rounds), "rounds": rounds}
+            yield {"torch_batch_size": batch, "ways": summarise(rounds), "ratios": ratios(rounds), "rounds": rounds}
 
-    def rates(self) -> dict[str, Any]:
+    def rates(self) -> Iterator[dict[str, Any]]:
         """The GPU's rate for matrices, and that of the scorer alone."""
         found: dict[str, Any] = {
             "gemm_tflops": self._hardware.gemm_tflops(),
@@ -304,7 +307,7 @@ class Bench:
                 if not images_per_s:
                     raise RuntimeError(f"batches of {batch} were not measured: too little time or memory")
                 found["scorer_images_per_s"][name] = images_per_s
-        return found
+            yield found
 
     def _gpu(self) -> Any:
         gpu = self._hardware.backend(cuda_graph=False).gpu

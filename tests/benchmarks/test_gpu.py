@@ -105,7 +105,9 @@ def run(
     tiny_bundle: Path, images: list[np.ndarray], hardware: EmulatedHardware, **options: Any
 ) -> tuple[dict[str, Any], bool, list[set[str]]]:
     """Run all parts; return the report, whether something failed, and what was there at each writing."""
-    chosen = gpu.Options(**{"compared": 2, "loop": 20, "batch": 4, "seconds": 3600.0, "tensorrt": False, **options})
+    chosen = gpu.Options(
+        **{"compared": 2, "loop": 20, "batch": 4, "seconds": 3600.0, "cuda_graph": True, "tensorrt": False, **options}
+    )
     report: dict[str, Any] = {"machine": hardware.facts(), "options": {"images": len(images)}}
     written: list[set[str]] = []
     bench = gpu.Bench(tiny_bundle, as_module(), ("1", "4", "7"), images, 2, hardware, chosen, 1e9)
@@ -121,7 +123,9 @@ def test_all_parts(
     report, failed, written = run(tiny_bundle, images, EmulatedHardware())
     assert list(report["failures"]) == ["scorer alone, prefer_nhwc", "scorer alone, prefer_nhwc, exhaustive search"]
     assert failed
-    assert [len(there) for there in written] == [4, 5, 6, 7, 8]
+    steps = [len(there) for there in written]
+    assert [steps.count(parts) for parts in (4, 5, 6, 7, 8)] == [4 + 1, 1 + 4 + 1 + 1, 2 + 1, 2 + 1, 4 + 1]
+    assert steps == sorted(steps)
     assert report["engines"] == {"batch_sizes": dict.fromkeys(PRECISIONS, 4)}
     unmet = {check["what"]: check["found"] for check in report["checks"] if not check["met"]}
     assert unmet == {"MB that 20 explanations add": 100.0}
@@ -168,7 +172,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(
     assert report["failures"]["kernels beside their twins"] == "ValueError: unequal"
     assert report["failures"]["kernels"] == "ValueError: unequal"
     assert report["failures"][COMPILED] == "RuntimeError: no compiler here"
-    assert "kernels" not in report
+    assert "kernels" not in report  # the first step failed
     assert list(report["turns"]["ways"]) == [*(name for name in ENGINES if "graph" not in name), TORCH]
     text = table(report)
     assert "* torch.compile float16: RuntimeError: no compiler here\n" in text
@@ -450,3 +454,14 @@ def test_arguments(
         gpu.main()
     assert caught.value.code == 2
     assert says in capsys.readouterr().err
+
+
+@needs_gxx
+def test_without_cuda_graphs_and_without_time(tiny_bundle: Path, images: list[np.ndarray]) -> None:
+    chosen = gpu.Options(compared=1, loop=20, batch=4, seconds=0.0, cuda_graph=False, tensorrt=False)
+    bench = gpu.Bench(tiny_bundle, as_module(), ("1", "4", "7"), images, 2, EmulatedHardware(), chosen, 0.0)
+    assert [found["batch_sizes"] for found in bench.open_engines()] == [{"float32": 4}, {"float32": 4, "float16": 4}]
+    turns = list(bench.take_turns())
+    assert len(turns) == 1  # not one for two of the three images
+    assert list(turns[0]["ways"])[:2] == [name for name in ENGINES if "graph" not in name]
+    assert not set(bench.failures) - {COMPILED}
