@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from benchmarks.gpu_figures import agreement, differences, flops, ratios, summar
 from benchmarks.gpu_hardware import Cuda
 from benchmarks.gpu_table import COMPILED, MASKS, TORCH, goals, table, way_name
 from benchmarks.torch_eager import HookedModule
+from engine.backends import onnxruntime_cuda
 from engine.backends.half import to_float16
 from engine.backends.onnxruntime_cpu import session_options
 from engine.bundle import load_bundle
@@ -439,6 +441,47 @@ def test_torch_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(engine.BackendError, match=r"^torch .* finds no GPU; expected a build for CUDA$"):
         Cuda()
+
+
+def test_other_options_of_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are added for the sessions of that GPU, and for no others."""
+    monkeypatch.setattr(onnxruntime_cuda.CudaGpu, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(onnxruntime_cuda.CudaGpu, "session", lambda *_: onnxruntime_cuda.cuda_options(7, tf32=True))
+    usual = onnxruntime_cuda.CudaGpu(cuda_graph=False).session()
+    found = Cuda.gpu_with(Cuda.__new__(Cuda), {"prefer_nhwc": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}).session()
+    assert found == usual | {"prefer_nhwc": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    assert onnxruntime_cuda.CudaGpu(cuda_graph=False).session() == usual
+
+
+def test_rates_of_copies_and_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that takes 0.5 ms for whatever is asked of it."""
+
+    class Event:
+        def __init__(self, **_: bool) -> None:
+            self.at = 0.0
+
+        def record(self) -> None:
+            self.at = asked * 0.5
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, end: "Event") -> float:
+            return end.at - self.at
+
+    asked = 0
+
+    def ask(*_: object, **__: object) -> None:
+        nonlocal asked
+        asked += 1
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "matmul", ask)
+    for name in ("zeros", "randn", "empty_like"):
+        monkeypatch.setattr(torch, name, lambda *_, **__: SimpleNamespace(copy_=ask))
+    cuda = Cuda.__new__(Cuda)
+    assert cuda.copy_gb_per_s() == pytest.approx(2 * 2**30 / 0.5e-3 / 1e9)
+    assert cuda.gemm_tflops() == pytest.approx(2 * 8192**3 / 0.5e-3 / 1e12)
 
 
 @pytest.mark.parametrize(
