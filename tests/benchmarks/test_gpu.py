@@ -121,8 +121,19 @@ def run(
 def test_all_parts(
     tiny_bundle: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(HookedModule, "compiled", lambda network, _: network)
+    sizes: list[tuple[int, ...]] = []
+
+    def compiled(network: HookedModule, _: torch.Tensor) -> Any:
+        def forward(batch: torch.Tensor) -> torch.Tensor:
+            sizes.append((*batch.shape, batch.dtype.itemsize))
+            return network(batch)
+
+        return forward
+
+    monkeypatch.setattr(HookedModule, "compiled", compiled)
     report, failed, written = run(tiny_bundle, images, EmulatedHardware())
+    assert set(sizes) == {(4, 3, 24, 32, 2)}  # full batches of float16
+    assert len(sizes) >= 2 + 4
     assert list(report["failures"]) == ["scorer alone, prefer_nhwc", "scorer alone, prefer_nhwc, exhaustive search"]
     assert failed
     steps = [len(there) for there in written]
