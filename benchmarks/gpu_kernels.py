@@ -12,7 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 from engine.backends import Gpu
 from engine.bundle import Bundle
 from engine.kernels import MaskWriter, activate, fuse, is_flat, select_channels, visualization_map
-from engine.kernels.device import Array, Device, Kernels
+from engine.kernels.device import Array, Device
+from engine.kernels.launch import Kernels
 from engine.resident import Resident
 
 RULE = "otsu-count"
