@@ -76,6 +76,7 @@ class Resident:
         self._logits, self._indices = empty((1, self._classes), np.float32), empty((CLASSES_AT_ONCE,), np.int64)
         self._maps = [empty((own.channels, own.height, own.width), np.float32) for own in bundle.layers]
         self._averages = [empty((CLASSES_AT_ONCE, own.channels), np.float32) for own in bundle.layers]
+        self._batches: dict[int, tuple[Array, Array, Callable[[], None]]] = {}
         self._contrast: Array = None
         self._baseline: Array = None
         self.kernels = Kernels(self.device, self._maps, self._averages, self._shape, images)
@@ -226,15 +227,20 @@ class Resident:
         asked, self.asked_batch_size = self.asked_batch_size, 0  # if this fails, the next image tries it again
         while True:
             try:
-                self._batch = self.device.empty((self.batch_size, *self._shape), self._element)
-                self._scored = self.device.empty((self.batch_size, self._classes), np.float32)
-                self.device.clear(self._batch)  # the rest of the last batch is computed as well
-                shapes = ((self.batch_size, *self._shape), (self.batch_size, self._classes))
-                self._run = self._forward.bind([(self._batch, shapes[0])], [(self._scored, shapes[1])])
+                if self.batch_size not in self._batches:
+                    self._batches[self.batch_size] = self._new_batch(self.batch_size)
+                self._batch, self._scored, self._run = self._batches[self.batch_size]
                 self.asked_batch_size = asked
                 return
             except DeviceMemoryError:
                 self._halve(allocate=False)
+
+    def _new_batch(self, size: int) -> tuple[Array, Array, Callable[[], None]]:
+        batch = self.device.empty((size, *self._shape), self._element)
+        scored = self.device.empty((size, self._classes), np.float32)
+        self.device.clear(batch)  # the rest of the last batch is computed as well
+        run = self._forward.bind([(batch, (size, *self._shape))], [(scored, (size, self._classes))])
+        return batch, scored, run
 
     def _halve(self, *, allocate: bool = True) -> None:
         if self.batch_size == 1:
@@ -243,7 +249,7 @@ class Resident:
             )
         self.batch_size //= 2
         logging.getLogger(__name__).warning("out of device memory: batches of %d from now on", self.batch_size)
-        self._batch = self._scored = None
+        self._batches.clear()
         if allocate:
             self._make_batch()
 

@@ -79,7 +79,7 @@ extern "C" __global__ void sum_maps(const Layer *layers, const Mask *table, cons
 // Upsamples the sum of each layer, and scales it to 0 ... 1. A block for each layer.
 //
 // views [layers, H, W]; there [layers]: 0 where there is no mask, or the map is constant.
-extern "C" __global__ void make_views(const Layer *layers, const int *starts, const int *places, const double *offsets,
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) make_views(const Layer *layers, const int *starts, const int *places, const double *offsets,
                                       const double *sums, int height, int width, double *views, int *there) {
     __shared__ double scratch[MOST_THREADS];
     const Layer &layer = layers[blockIdx.x];

@@ -55,7 +55,7 @@ __device__ inline double logistic(double z) {
 //
 // views [layers, pixels], there [layers]: whether a layer has one. fused: scratch [pixels]. heatmap [pixels], all zeros if
 // nothing is left; made: whether something is. cuts [layers]: the thresholds, NaN where nothing was cut.
-extern "C" __global__ void fuse(const double *views, const int *there, int layers, int pixels, int soft, double *fused,
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) fuse(const double *views, const int *there, int layers, int pixels, int soft, double *fused,
                                 float *heatmap, double *cuts, int *made) {
     __shared__ double scratch[MOST_THREADS];
     __shared__ int bins[BINS];

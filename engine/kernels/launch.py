@@ -22,9 +22,9 @@ ACTIVATIONS = ("softmax", "sigmoid", "none")
 BATCH_TYPES = {"float32": 32, "float16": 16, "bfloat16": -16}
 _POINTERS = (
     *("maps", "averages", "row_low", "column_low", "row_weight", "column_weight"),
-    *("row_weight_32", "column_weight_32", "row_total", "column_total"),
+    *("row_weight_32", "column_weight_32", "row_total", "column_total", "row_ends"),
 )
-_SIZES = ("channels", "height", "width", "first", "padded", "first_padded")
+_SIZES = ("channels", "height", "width", "first", "padded", "first_padded", "row_end_count")
 _LAYER = np.dtype([(name, np.uint64) for name in _POINTERS] + [(name, np.int32) for name in _SIZES], align=True)
 _BLOCK = 256
 _WHOLE = 1024  # threads of a block that does all of one thing
@@ -100,7 +100,8 @@ class Kernels:
         self._device = device
         self._channels, self._height, self._width = image_shape
         self._pixels = self._height * self._width
-        self._vector = 4 if self._width % 4 == 0 else 1
+        widest = 4 if precision == "float32" else 8  # 16 bytes
+        self._vector = next(size for size in (widest, 4, 1) if self._width % size == 0)
         self._batch = (f"BATCH={BATCH_TYPES[precision]}", f"CHANNELS={self._channels}", f"VECTOR={self._vector}")
         self.shapes = [tuple(map(int, own.shape)) for own in maps]
         sizes = [channels for channels, _, _ in self.shapes]
@@ -112,7 +113,7 @@ class Kernels:
         table = np.zeros(len(maps), _LAYER)
         for layer, (channels, height, width) in enumerate(self.shapes):
             rows, columns = axis(height, self._height), axis(width, self._width)
-            arrays = {
+            arrays: dict[str, NDArray[Any]] = {
                 "row_low": rows.low.astype(np.int32),
                 "column_low": columns.low.astype(np.int32),
                 "row_weight": rows.weight,
@@ -121,13 +122,15 @@ class Kernels:
                 "column_weight_32": columns.weight.astype(np.float32),
                 "row_total": rows.total,
                 "column_total": columns.total,
+                "row_ends": _ends(rows.low),
             }
             placed = {name: device.upload(np.ascontiguousarray(array)) for name, array in arrays.items()}
             self._kept += placed.values()
             placed |= {"maps": maps[layer], "averages": averages[layer]}
             for name, array in placed.items():
                 table[layer][name] = device.address(array)
-            whole = (channels, height, width, self.firsts[layer], padded[layer], self.firsts_padded[layer])
+            firsts = (self.firsts[layer], padded[layer], self.firsts_padded[layer])
+            whole = (channels, height, width, *firsts, len(arrays["row_ends"]))
             for name, size in zip(_SIZES, whole, strict=True):
                 table[layer][name] = size
         self._kept += [*maps, *averages]
@@ -147,7 +150,9 @@ class Kernels:
         count = self._channels * self._pixels
         contrast = self._device.empty((self._channels, self._height, self._width), np.float32)
         arguments = (image, baseline, np.int32(count), contrast)
-        self._launch("mask", "subtract", (-(-count // _BLOCK),), (_BLOCK,), *arguments, definitions=self._batch)
+        self._launch(
+            "mask", "subtract", (-(-count // _BLOCK),), (_BLOCK,), *arguments, definitions=(*self._batch, "BASELINE=0")
+        )
         return contrast
 
     def find_flat(self) -> Array:
@@ -201,7 +206,7 @@ class Kernels:
         size = (np.int32(self._height), np.int32(self._width))
         if table.count:
             arguments = (self._layers, table.masks, *size, *single, *double)
-            self._launch("mask", "find_ranges", count, (_BLOCK,), *arguments, definitions=self._batch)
+            self._launch("mask", "find_ranges", count, (_BLOCK,), *arguments, definitions=(*self._batch, "BASELINE=0"))
         return Ranges(*single, *double)
 
     def write_masks(
@@ -220,7 +225,8 @@ class Kernels:
         grid = (-(-self._pixels // (self._vector * _BLOCK)), -(-len(part) // _MASKS))
         numbers = (np.int32(part.start), np.int32(len(part)), np.int32(self._height), np.int32(self._width))
         arguments = (batch, contrast, baseline, self._layers, table.masks, ranges.base, ranges.low, ranges.extent)
-        self._launch("mask", "write_masks", grid, (_BLOCK,), *arguments, *numbers, definitions=self._batch)
+        definitions = (*self._batch, f"BASELINE={int(baseline is not None)}")
+        self._launch("mask", "write_masks", grid, (_BLOCK,), *arguments, *numbers, definitions=definitions)
 
     def activate(
         self, logits: Array, rows: int, targets: Array, activation: str, scores: Array, first: int = 0
@@ -291,3 +297,9 @@ class Kernels:
         definitions: tuple[str, ...] = (),
     ) -> None:
         self._device.launch(SOURCES / f"{file}.cu", kernel, grid, block, arguments, definitions)
+
+
+def _ends(low: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the first and the last of the rows of an image that lie between the same two rows of a map."""
+    last = np.append(np.flatnonzero(np.diff(low)), len(low) - 1)
+    return np.unique(np.concatenate([[0], last, last[:-1] + 1])).astype(np.int32)

@@ -13,10 +13,12 @@ struct Layer {
     const float *column_weight_32;
     const double *row_total;       // [height]: the sum of each row's weights over the image
     const double *column_total;    // [width]
+    const int *row_ends;           // the first and the last of the image's rows between two rows of a map
     int channels, height, width;
     int first;                     // channels of the layers before
     int padded;                    // channels, up to the next power of two
     int first_padded;              // the same of the layers before
+    int row_end_count;
 };
 
 // A mask: a feature map's layer and channel, and whether it is scored; the score of one that is not is estimated.

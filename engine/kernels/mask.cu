@@ -4,7 +4,8 @@
 // Kernels (launch.py) makes the sizes fit; nothing is checked here.
 //
 // BATCH is the type of the batch (32: float32, 16: float16, -16: bfloat16), CHANNELS those of the image, VECTOR how many
-// neighbouring pixels a thread writes at once (4, or 1 where the width is no multiple of 4).
+// neighbouring pixels a thread writes at once (16 bytes of them, or fewer where the width is no multiple of that), BASELINE
+// whether there is one.
 //
 // Bytes: `write_masks` writes each row once, CHANNELS * H * W elements, which bounds it. What it reads besides stays in
 // the caches: a feature map of a row, and the image once for every MASKS rows. `find_ranges` computes the same samples
@@ -21,6 +22,9 @@
 #endif
 #ifndef BATCH
 #define BATCH 32
+#endif
+#ifndef BASELINE
+#define BASELINE 0
 #endif
 #define MASKS 4 // rows in one thread, which share the image
 
@@ -46,11 +50,13 @@ extern "C" __global__ void find_ranges(const Layer *layers, const Mask *table, i
     float bottom = 0.0f, top = 1.0f;
     if (mask.scored) {
         bottom = top = sample(layer, map, least, 0, 0);
-        for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
-            float value = sample(layer, map, least, i / width, i % width);
-            bottom = value < bottom ? value : bottom;
-            top = value > top ? value : top;
-        }
+        // Between two rows of the map samples rise or fall, rounded as they are: the extrema are at the ends.
+        for (int x = threadIdx.x; x < width; x += blockDim.x)
+            for (int end = 0; end < layer.row_end_count; end++) {
+                float value = sample(layer, map, least, layer.row_ends[end], x);
+                bottom = value < bottom ? value : bottom;
+                top = value > top ? value : top;
+            }
         bottom = reduce<Least>(scratch, bottom);
         top = reduce<Most>(scratch, top);
     }
@@ -97,7 +103,7 @@ struct alignas(sizeof(Element) * VECTOR) Pixels {
 
 // Writes masked images contrast * m + baseline, m = (sample - low) / extent, into the rows of a batch.
 //
-// batch [count, CHANNELS, H, W]; contrast [CHANNELS, H, W]: the image less the baseline. baseline may be NULL: zeros.
+// batch [count, CHANNELS, H, W]; contrast [CHANNELS, H, W]: the image less the baseline.
 // The rows are the masks `first` and after. Grid: pixels of a row / (VECTOR * threads), count / MASKS.
 extern "C" __global__ void write_masks(Element *batch, const float *contrast, const float *baseline,
                                        const Layer *layers, const Mask *table, const float *base, const float *low,
@@ -106,12 +112,10 @@ extern "C" __global__ void write_masks(Element *batch, const float *contrast, co
     if (start >= pixels)
         return;
     int y = start / width, x = start % width;
-    float image[CHANNELS][VECTOR], behind[CHANNELS][VECTOR];
+    float image[CHANNELS][VECTOR];
     for (int c = 0; c < CHANNELS; c++)
-        for (int v = 0; v < VECTOR; v++) {
+        for (int v = 0; v < VECTOR; v++)
             image[c][v] = contrast[(size_t)c * pixels + start + v];
-            behind[c][v] = baseline ? baseline[(size_t)c * pixels + start + v] : 0.0f;
-        }
     for (int row = blockIdx.y * MASKS; row < min((int)(blockIdx.y + 1) * MASKS, count); row++) {
         int number = first + row;
         const Mask mask = table[number];
@@ -126,8 +130,10 @@ extern "C" __global__ void write_masks(Element *batch, const float *contrast, co
         for (int c = 0; c < CHANNELS; c++) {
             Pixels made;
             for (int v = 0; v < VECTOR; v++) {
-                float product = image[c][v] * values[v];
-                made.of[v] = to_element(baseline ? product + behind[c][v] : product);
+                float value = image[c][v] * values[v];
+                if (BASELINE)
+                    value += baseline[(size_t)c * pixels + start + v];
+                made.of[v] = to_element(value);
             }
             *reinterpret_cast<Pixels *>(batch + ((size_t)row * CHANNELS + c) * pixels + start) = made;
         }

@@ -57,7 +57,7 @@ __device__ inline double between(const double *strongest, const double *weakest,
 // sums: scratch [2, sum of padded].
 // masks [sum of channels]: in the same order those of the chosen that are not flat.
 // counts [layers, 3]: positive, chosen, masks. thresholds [layers]: the least that was chosen.
-extern "C" __global__ void choose(const Layer *layers, const unsigned char *flat, int rule, double mu, int padded,
+extern "C" __global__ void __launch_bounds__(MOST_THREADS) choose(const Layer *layers, const unsigned char *flat, int rule, double mu, int padded,
                                   float *values, int *order, double *sums, int *masks, int *counts, float *thresholds,
                                   int *not_finite) {
     __shared__ double scratch[MOST_THREADS];

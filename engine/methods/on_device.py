@@ -65,8 +65,8 @@ class _Run:
 
         self._probe.tap_on(self._gpu, choose)
         ((flat, chosen),) = found
-        selections, constant = _selections(self._gpu, chosen), device.download(flat).astype(bool)
-        count = int(device.download(chosen.counts)[:, 2].sum())
+        counts, constant = device.download(chosen.counts), device.download(flat).astype(bool)
+        selections, count = _selections(self._gpu, chosen, counts), int(counts[:, 2].sum())
         table = kernels.list_masks(chosen, count)
         ranges, scores, done = self._score(
             table, lambda: plans.append(plan(selections, np.split(constant, kernels.firsts[1:])))
@@ -198,11 +198,9 @@ class _Made:
     there: Array
 
 
-def _selections(gpu: Resident, chosen: Chosen) -> list[Selection]:
-    """Bring what was chosen to the host."""
-    order, counts, thresholds = (
-        gpu.device.download(array) for array in (chosen.order, chosen.counts, chosen.thresholds)
-    )
+def _selections(gpu: Resident, chosen: Chosen, counts: NDArray[np.int32]) -> list[Selection]:
+    """Bring what was chosen to the host; the counts are there."""
+    order, thresholds = (gpu.device.download(array) for array in (chosen.order, chosen.thresholds))
     return [
         Selection(
             channels=order[first : first + kept].astype(np.int64),

@@ -29,7 +29,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="kernels-")
 @lru_cache
 def compiled(file: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
     """Compile a file of kernels."""
-    kernels = re.findall(r"__global__ void (\w+)\(", file.read_text(encoding="utf-8"))
+    kernels = re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(", file.read_text(encoding="utf-8"))
     half = next(
         (f"TO_ELEMENT({int(word == 'BATCH=-16')})" for word in definitions if word in ("BATCH=16", "BATCH=-16")), ""
     )

@@ -88,7 +88,7 @@ class RawModule:
         self.definitions = tuple(word.removeprefix("-D") for word in options if word.startswith("-D"))
 
     def get_function(self, name: str) -> Any:
-        assert re.search(rf"__global__ void {name}\(", self.file.read_text(encoding="utf-8"))
+        assert re.search(rf"__global__ void .*\b{name}\(", self.file.read_text(encoding="utf-8"))
 
         def run(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
             EmulatedDevice().launch(self.file, name, grid, block, arguments, self.definitions)
