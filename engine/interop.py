@@ -92,8 +92,10 @@ def explain(
     device.come_after(stream)
     prepared = DeviceImage(device.contiguous(given, shape))
     targets: list[Target] = list(target) if isinstance(target, list | tuple) else [target]
-    found = explainer.explain(prepared, targets, **choices)
-    device.come_before(stream)
+    try:
+        found = explainer.explain(prepared, targets, **choices)
+    finally:
+        device.come_before(stream)  # also if it fails: the image may not have been copied yet
     made = [
         DeviceExplanation(heatmap=heatmap, explanation=one)
         for heatmap, one in zip(prepared.heatmaps, found, strict=True)

@@ -26,6 +26,7 @@ CLASSES_AT_ONCE = 8  # bounds the memory of the backward pass
 USUAL_BATCH_SIZE = 64
 BATCH_SIZES = (16, 32, 64, 128, 256)
 """Those that are tried."""
+_KEPT = 2  # batches of different sizes
 _AHEAD = 2  # batches that wait while the caller hears of those before them
 _SWEEP_S = 10.0
 _SLOT_MS = 300.0
@@ -155,8 +156,12 @@ class Resident:
         return tuple(self.device.download(own) for own in self._maps)
 
     def averages(self, count: int) -> list[Floats]:
-        """Return α_l of each layer for so many classes, float32 [K, C_l], in the host's memory."""
-        return [self.device.download(own)[:count] for own in self._averages]
+        """Return α_l of each layer for so many classes, float32 [K, C_l], in the host's memory.
+
+        Raises:
+            ImageError: The network computed NaN or infinity.
+        """
+        return [finite(self.device.download(own)[:count]) for own in self._averages]
 
     def score(
         self,
@@ -187,24 +192,26 @@ class Resident:
         """
         targets = self.device.upload(np.array(classes, np.int64))
         scores = self.device.empty((max(table.count, 1), len(classes)), np.float64)
-        waiting: deque[tuple[Mark, int]] = deque()
+        waiting: deque[tuple[Mark, int, int]] = deque()
         before, told, done = self.device.mark(), 0, 0
         besides = [meanwhile]
 
         def wait_for_one(before: Mark, told: int) -> tuple[Mark, int]:
             if besides:
                 besides.pop()()
-            mark, rows = waiting.popleft()
+            mark, rows, paid = waiting.popleft()
             mark.wait()
-            pace.measured(rows, mark.ms_since(before) / 1e3)
+            pace.measured(paid, mark.ms_since(before) / 1e3)
             pace.report(told + rows, table.count)
             return mark, told + rows
 
         pace.report(0, table.count)
         while done < table.count:
-            part = range(done, done + min(pace.room(done, table.count), self.batch_size))
-            if not part:
+            while pace.ends is not None and waiting:  # what is under way is no part of the time that is left
+                before, told = wait_for_one(before, told)
+            if not pace.room(done, table.count) or (done and pace.fit() < self.batch_size):
                 break
+            part = range(done, min(done + self.batch_size, table.count))  # fewer would cost as much
             try:
                 self.kernels.write_masks(self._batch, self._contrast, self._baseline, table, ranges, part)
                 self._run()
@@ -212,7 +219,7 @@ class Resident:
                 self._halve()
                 continue
             self.kernels.activate(self._scored, len(part), targets, activation, scores, part.start)
-            waiting.append((self.device.mark(), len(part)))
+            waiting.append((self.device.mark(), len(part), self.batch_size))
             done = part.stop
             if len(waiting) > _AHEAD:
                 before, told = wait_for_one(before, told)
@@ -229,6 +236,8 @@ class Resident:
             try:
                 if self.batch_size not in self._batches:
                     self._batches[self.batch_size] = self._new_batch(self.batch_size)
+                    while len(self._batches) > _KEPT:
+                        del self._batches[next(iter(self._batches))]
                 self._batch, self._scored, self._run = self._batches[self.batch_size]
                 self.asked_batch_size = asked
                 return
@@ -250,8 +259,15 @@ class Resident:
         self.batch_size //= 2
         logging.getLogger(__name__).warning("out of device memory: batches of %d from now on", self.batch_size)
         self._batches.clear()
+        self._batch = self._scored = None
+        self._run = _nothing
+        self.device.free_unused()
         if allocate:
             self._make_batch()
+
+
+def _nothing() -> None:
+    """Stands for the runs of a batch that was given up."""
 
 
 class BatchStopwatch:
@@ -267,11 +283,11 @@ class BatchStopwatch:
     """
 
     def __init__(self, bundle: Bundle, gpu: Gpu, precision: str) -> None:
-        self._ends = time.perf_counter() + _SWEEP_S
         self._device, self._element = gpu.memory, gpu.element(precision)
         self._shape, self._classes = bundle.image_shape, bundle.classes
         self._forward = gpu.open(bundle.forward, precision=precision, many_runs=True)
         self._images = np.random.default_rng(0).standard_normal((_DIFFERENT, *self._shape), np.float32)
+        self._ends = time.perf_counter() + _SWEEP_S  # to open the graph may take longer
 
     def __call__(self, setup: Setup) -> float:
         """Return images a second; 0 when the time is up, or a batch does not fit into the memory."""

@@ -17,24 +17,27 @@ from engine.image import prepare
 
 
 def main(bundle: Path, photo: Path) -> None:
-    """Upload a photo, explain it on the host's stream, and bring the heatmap back by the host's own means."""
+    """Work in the GPU's primary context, which all of CUDA's runtime shares; never in that of pycuda.autoinit."""
     drv.init()
-    context = drv.Device(0).retain_primary_context()  # the one that all of CUDA's runtime shares; never pycuda.autoinit
+    context = drv.Device(0).retain_primary_context()
     context.push()
     try:
-        stream = drv.Stream()
-        with engine.load(bundle, device="cuda", precision="float16") as explainer:
-            prepared = prepare(photo, explainer.bundle.preprocess, explainer.bundle.image_shape).array
-            image = gpuarray.to_gpu_async(prepared, stream=stream)  # owned by this program
-            found = interop.explain(explainer, image, stream=stream.handle)
-            heatmap = np.empty(found.heatmap.shape, np.float32)
-            drv.memcpy_dtoh_async(
-                heatmap, found.heatmap.data.ptr, stream
-            )  # the stream goes on when the heatmap is there
-            stream.synchronize()
-        print(found.explanation, f"the brightest pixel is {np.unravel_index(heatmap.argmax(), heatmap.shape)}")
+        work(bundle, photo)  # whatever lives in the context has gone when it ends
     finally:
         context.pop()
+
+
+def work(bundle: Path, photo: Path) -> None:
+    """Upload a photo, explain it on the host's stream, and bring the heatmap back by the host's own means."""
+    stream = drv.Stream()
+    with engine.load(bundle, device="cuda", precision="float16") as explainer:
+        prepared = prepare(photo, explainer.bundle.preprocess, explainer.bundle.image_shape).array
+        image = gpuarray.to_gpu_async(prepared, stream=stream)  # owned by this program
+        found = interop.explain(explainer, image, stream=stream.handle)
+        heatmap = np.empty(found.heatmap.shape, np.float32)
+        drv.memcpy_dtoh_async(heatmap, found.heatmap.data.ptr, stream)  # the stream goes on when the heatmap is there
+        stream.synchronize()
+    print(found.explanation, f"the brightest pixel is {np.unravel_index(heatmap.argmax(), heatmap.shape)}")
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ def test_an_input_that_overflows_the_network(explainer: engine.Explainer) -> Non
 
 
 def test_loading(tiny_bundle: Path) -> None:
-    with pytest.raises(OptionError, match=r"^device 'cuda' is unknown; expected one of cpu, openvino$"):
-        engine.load(tiny_bundle, device="cuda")
+    with pytest.raises(OptionError, match=r"^device 'tpu' is unknown; expected one of cpu, openvino, cuda, tensorrt$"):
+        engine.load(tiny_bundle, device="tpu")
     with pytest.raises(
         OptionError, match=r"^threads is 0; expected a whole number from 1 to 1024, or None for one per CPU$"
     ):

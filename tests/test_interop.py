@@ -93,6 +93,17 @@ def test_other_images(given: object, says: str, gpu: Explainer) -> None:
         interop.explain(gpu, given)
 
 
+def test_the_callers_stream_waits_for_a_failure_too(image: NDArray[np.float32], gpu: Explainer) -> None:
+    with pytest.raises(engine.OptionError, match="rule is 'none'"):
+        interop.explain(gpu, image, rule="none", stream=5)
+    assert gpu.device_memory.waits == [("after", 5), ("before", 5)]
+
+
+def test_a_type_that_nobody_knows() -> None:
+    with pytest.raises(engine.ImageError, match="dtype is 'bfloat17'; expected NumPy's name of a float type"):
+        interop.DevicePointer(address=0, shape=(1,), dtype="bfloat17")
+
+
 @pytest.mark.parametrize("options", [{"method": "grad-cam"}, {"baseline": "blur"}, {"deadline_ms": 100.0}])
 def test_what_needs_the_image_on_the_host(
     options: dict[str, object], image: NDArray[np.float32], gpu: Explainer

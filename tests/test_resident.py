@@ -169,6 +169,14 @@ def test_out_of_memory_halves_the_batch(fits: int, tiny_bundle: Path, cpu: Expla
         assert gpu.explain(photo_pixels(), 1, batch_size=8).warnings == ()
 
 
+def test_batches_of_few_sizes_are_kept(gpu: Explainer) -> None:
+    """Each has its buffers, and what was captured or built for it."""
+    expected = gpu.explain(photo_pixels(), 1).heatmap
+    for batch_size in (1, 2, 3, 5, 2, 7):
+        np.testing.assert_allclose(gpu.explain(photo_pixels(), 1, batch_size=batch_size).heatmap, expected, atol=1e-6)
+    assert sorted(gpu._opened().resident._batches) == [2, 7]
+
+
 def test_no_memory_at_all(tiny_bundle: Path) -> None:
     with (
         Explainer(load_bundle(tiny_bundle), EmulatedBackend(0), batch_size=2) as gpu,

@@ -44,6 +44,11 @@ class CupyDevice:
         with self._here():
             return cupy.empty(shape, dtype)
 
+    def free_unused(self) -> None:
+        """Give memory back that is kept for later."""
+        with self._here():
+            cupy.get_default_memory_pool().free_all_blocks()
+
     def clear(self, array: Array) -> None:
         """Fill an array with zeros."""
         with self._here():
@@ -86,12 +91,14 @@ class CupyDevice:
     def come_after(self, stream: int) -> None:
         """Do what comes next when another stream has done all that was asked of it so far."""
         with self._here():
-            self.stream.wait_event(cupy.cuda.ExternalStream(stream).record())
+            event = cupy.cuda.Event()
+            cupy.cuda.runtime.eventRecord(event.ptr, stream)
+            self.stream.wait_event(event)
 
     def come_before(self, stream: int) -> None:
         """Let another stream do what comes next there when this one has done all that was asked of it so far."""
         with self._here():
-            cupy.cuda.ExternalStream(stream).wait_event(self.stream.record())
+            cupy.cuda.runtime.streamWaitEvent(stream, self.stream.record().ptr)
 
     def address(self, array: Array) -> int:
         """Return where an array lies."""
@@ -121,7 +128,11 @@ class CupyDevice:
         with self._lock:
             if key not in self._kernels:
                 options = (*_OPTIONS, f"-I{file.parent}", *(f"-D{word}" for word in definitions))
-                module = cupy.RawModule(code=file.read_text(encoding="utf-8"), options=options, backend="nvrtc")
+                # Not RawModule, which takes subnormal numbers for 0, and keeps binaries whatever the headers say.
+                source = file.read_text(encoding="utf-8")
+                binary, _ = cupy.cuda.compiler.compile_using_nvrtc(source, options, filename=file.name)
+                module = cupy.cuda.function.Module()
+                module.load(binary)
                 self._kernels[key] = module.get_function(kernel)
             return self._kernels[key]
 
@@ -173,9 +184,5 @@ def _told() -> Iterator[None]:
         yield
     except cupy.cuda.memory.OutOfMemoryError as err:
         raise DeviceMemoryError(f"the GPU has no more memory: {err}") from err
-    except (
-        cupy.cuda.runtime.CUDARuntimeError,
-        cupy.cuda.driver.CUDADriverError,
-        cupy.cuda.compiler.CompileException,
-    ) as err:
+    except (RuntimeError, cupy.cuda.compiler.CompileException) as err:  # CUDA's errors, or a library that is missing
         raise BackendError(f"the GPU failed: {' '.join(str(err).split())}") from err

@@ -144,6 +144,7 @@ class OnnxRuntimeCpu:
                 f"{', '.join(session.get_providers())}; expected {', '.join(self._providers)}: install what the "
                 "provider needs, or ask for another"
             )
+        session.disable_fallback()  # a provider that fails in a run is not replaced in silence
         return OnnxRuntimeSession(name, session, runs_at_once=runs, outlives_fork=run_threads == 1)
 
 

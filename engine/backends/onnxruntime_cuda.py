@@ -54,7 +54,7 @@ def expect_cuda() -> None:
             f"ONNX Runtime {ONNXRUNTIME_VERSION} is the build for CPUs; expected onnxruntime-gpu: pip uninstall "
             f"onnxruntime, then {_INSTALL}"
         )
-    runtime = cupy.cuda.runtime
+    runtime, driver, wanted = cupy.cuda.runtime, 0, 0
     try:
         driver, wanted = runtime.driverGetVersion(), runtime.runtimeGetVersion()
         if driver == 0:
@@ -108,7 +108,9 @@ class OnnxRuntimeCuda:
         lanes: None, as well.
         spinning: None, as well.
         providers: None, as well.
-        cuda_graph: Whether scoring runs are captured once, then replayed.
+        cuda_graph: Whether scoring runs are captured once, then replayed: for programs with one thread that explains,
+            and none that uses CUDA meanwhile. ONNX Runtime keeps what it captured for each thread, and captures what
+            all threads do.
 
     Raises:
         OptionError: One of the first four is given.
@@ -127,7 +129,7 @@ class OnnxRuntimeCuda:
         lanes: int | None = None,
         spinning: bool | None = None,
         providers: Sequence[str] | None = None,
-        cuda_graph: bool = True,
+        cuda_graph: bool = False,
     ) -> None:
         given = {"threads": threads, "lanes": lanes, "spinning": spinning, "providers": providers}
         expect_none(self.device, given)
@@ -224,7 +226,8 @@ def open_session(
         DeviceMemoryError: There is no memory for it.
     """
     try:
-        session = ort.InferenceSession(content, options, providers=providers)
+        # enable_fallback: it would open the graph on the CPU, now or when a run fails, and lose the reason.
+        session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
     except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
         raise failure(name, "refused the graph", err) from err
     missing = [provider for provider, _ in providers if provider not in session.get_providers()]

@@ -56,16 +56,16 @@ def tensorrt_options(
     options = {
         "device_id": "0",
         "user_compute_stream": str(stream),
-        "trt_fp16_enable": str(int(precision == "float16")),
-        "trt_bf16_enable": str(int(precision == "bfloat16")),
+        "trt_fp16_enable": str(precision == "float16"),  # of this provider it reads True and False alone
+        "trt_bf16_enable": str(precision == "bfloat16"),
         "trt_profile_min_shapes": shape,
         "trt_profile_opt_shapes": shape,
         "trt_profile_max_shapes": shape,
     }
     if engines is not None:
-        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(engines)}
+        options |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(engines)}
     if timings is not None:
-        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(timings)}
+        options |= {"trt_timing_cache_enable": "True", "trt_timing_cache_path": str(timings)}
     return options
 
 

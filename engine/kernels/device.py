@@ -9,6 +9,8 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from engine.errors import ImageError
+
 Array: TypeAlias = Any
 """An array in device memory: it has `shape` and `dtype`."""
 
@@ -33,6 +35,10 @@ class Device(Protocol):
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return memory that holds anything."""
+        ...
+
+    def free_unused(self) -> None:
+        """Give memory back that is kept for later: the runtime may need it."""
         ...
 
     def clear(self, array: Array) -> None:
@@ -113,12 +119,23 @@ class DevicePointer:
         shape: Its sizes.
         dtype: NumPy's name of the type of its elements.
         strides: Bytes from one element to the next along each axis; None if there are no gaps.
+
+    Raises:
+        ImageError: NumPy knows no such type.
     """
 
     address: int
     shape: tuple[int, ...]
     dtype: str = "float32"
     strides: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            np.dtype(self.dtype)
+        except TypeError as err:
+            raise ImageError(
+                f"dtype is {self.dtype!r}; expected NumPy's name of a float type, such as float32"
+            ) from err
 
     @property
     def size_bytes(self) -> int:

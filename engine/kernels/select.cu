@@ -69,9 +69,10 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) choose(const Layer *l
     flat += layer.first;
     int strange = 0;
     for (int i = threadIdx.x; i < layer.padded; i += blockDim.x) {
-        values[i] = i < layer.channels ? layer.averages[i] : -INFINITY; // after all others
+        float value = i < layer.channels ? layer.averages[i] : -INFINITY; // after all others
+        strange |= i < layer.channels && !isfinite(value);
+        values[i] = value == value ? value : -INFINITY; // NaN has no place in an order
         order[i] = i;
-        strange |= i < layer.channels && !isfinite(layer.averages[i]);
     }
     if (reduce<Most>(scratch, strange) && threadIdx.x == 0)
         *not_finite = 1;

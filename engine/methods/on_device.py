@@ -86,6 +86,7 @@ class _Run:
         probe.tap_on(gpu, lambda count: averages.append(gpu.averages(count)))
         self._enter("select")
         flat = np.split(gpu.device.download(kernels.find_flat()).astype(bool), kernels.firsts[1:])
+        gpu.expect_finite()
         alphas = [np.concatenate(parts) for parts in zip(*averages, strict=True)]
         chosen = [[select_channels(own[k], method.rule, method.mu) for own in alphas] for k in range(len(alphas[0]))]
         plans = [plan(selections, flat) for selections in chosen]

@@ -19,7 +19,7 @@ from engine.backends.onnxruntime_cuda import OnnxRuntimeCuda
 from engine.bundle import load_bundle
 from engine.errors import DeviceMemoryError
 from engine.explainer import Explainer
-from tests.emulator.cupy import CudaError, ExternalStream, fake
+from tests.emulator.cupy import CudaError, fake
 from tests.tiny_cnn import photo_pixels
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to run CUDA kernels without a GPU")
@@ -54,12 +54,12 @@ def test_memory(on: Callable[[SimpleNamespace], ModuleType]) -> None:
 
 
 def test_streams(on: Callable[[SimpleNamespace], ModuleType]) -> None:
-    device = on(fake()).CupyDevice()
+    cupy = fake()
+    device = on(cupy).CupyDevice()
     device.come_after(77)
     assert len(device.stream.waited) == 1
-    before = len(ExternalStream(77).waited)
-    device.come_before(77)
-    assert len(ExternalStream(77).waited) == before + 1
+    device.come_before(78)
+    assert cupy.asked == [("record", True, 77), ("wait", True, 78)]
 
 
 def test_failures(on: Callable[[SimpleNamespace], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_the_whole_way(
         expected = cpu.explain(photo_pixels(), 2)
     for precision, atol in (("float32", 1e-5), ("tf32", 1e-5), ("float16", 0.05)):
         opened.clear()
-        with Explainer(load_bundle(tiny_bundle), OnnxRuntimeCuda(), precision, 4) as gpu:
+        with Explainer(load_bundle(tiny_bundle), OnnxRuntimeCuda(cuda_graph=True), precision, 4) as gpu:
             found = gpu.explain(photo_pixels(), 2)
             gpu.explain(photo_pixels(), 2, method="rise", masks=10)
         assert np.abs(found.heatmap - expected.heatmap).mean() <= atol

@@ -104,19 +104,19 @@ def test_provider_options(tmp_path: Path) -> None:
     assert tensorrt_options(4711, "tf32", shape, None, None) == {
         "device_id": "0",
         "user_compute_stream": "4711",
-        "trt_fp16_enable": "0",
-        "trt_bf16_enable": "0",
+        "trt_fp16_enable": "False",
+        "trt_bf16_enable": "False",
         "trt_profile_min_shapes": shape,
         "trt_profile_opt_shapes": shape,
         "trt_profile_max_shapes": shape,
     }
     half = tensorrt_options(1, "float16", shape, tmp_path / "engines", tmp_path / "timings")
-    assert (half["trt_fp16_enable"], half["trt_bf16_enable"]) == ("1", "0")
-    assert half["trt_engine_cache_enable"] == half["trt_timing_cache_enable"] == "1"
+    assert (half["trt_fp16_enable"], half["trt_bf16_enable"]) == ("True", "False")
+    assert half["trt_engine_cache_enable"] == half["trt_timing_cache_enable"] == "True"
     assert half["trt_engine_cache_path"] == str(tmp_path / "engines")
     assert half["trt_timing_cache_path"] == str(tmp_path / "timings")
     half = tensorrt_options(1, "bfloat16", shape, None, None)
-    assert (half["trt_fp16_enable"], half["trt_bf16_enable"]) == ("0", "1")
+    assert (half["trt_fp16_enable"], half["trt_bf16_enable"]) == ("False", "True")
 
 
 @needs_gxx
@@ -133,7 +133,7 @@ def test_the_scorer_runs_in_tensorrt_and_the_tapped_pass_on_cuda(tiny_bundle: Pa
     (first, options), (second, behind) = opened["forward.onnx"]
     assert (first, second) == (TENSORRT, CUDA)
     assert options["trt_profile_opt_shapes"] == "image:4x3x24x32"
-    assert options["trt_fp16_enable"] == "1"
+    assert options["trt_fp16_enable"] == "True"
     assert options["user_compute_stream"] == behind["user_compute_stream"] == "4711"
     assert behind["use_tf32"] == "1"
 

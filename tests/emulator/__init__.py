@@ -74,6 +74,9 @@ class EmulatedDevice:
         array.view(np.uint8).fill(0xFF)  # NaN
         return array
 
+    def free_unused(self) -> None:
+        """There is nothing."""
+
     def clear(self, array: NDArray[Any]) -> None:
         array[...] = 0
 

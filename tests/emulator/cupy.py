@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -25,8 +26,11 @@ class Array(np.ndarray):
 
 
 class Event:
+    known: ClassVar[dict[int, "Event"]] = {}
+
     def __init__(self) -> None:
-        self.at = time.perf_counter()
+        self.at, self.ptr = time.perf_counter(), id(self)
+        self.known[self.ptr] = self
 
     def synchronize(self) -> None:
         """Everything is done at once."""
@@ -51,17 +55,6 @@ class Stream:
         self.waited.append(event)
 
 
-class ExternalStream(Stream):
-    known: ClassVar[dict[int, "ExternalStream"]] = {}
-
-    def __new__(cls, ptr: int) -> "ExternalStream":
-        return cls.known.setdefault(ptr, super().__new__(cls))
-
-    def __init__(self, ptr: int) -> None:
-        self.ptr = ptr
-        self.waited = getattr(self, "waited", [])
-
-
 class Device:
     def __init__(self, number: int) -> None:
         assert number == 0
@@ -73,19 +66,15 @@ class Device:
         """Nothing is ours to end."""
 
 
-class CudaError(Exception):
+class CudaError(RuntimeError):
     pass
 
 
-class RawModule:
+class Module:
     """Kernels by their source: the emulated ones of the same file."""
 
-    def __init__(self, code: str, options: tuple[str, ...], backend: str) -> None:
-        assert backend == "nvrtc"
-        assert options[:2] == ("--std=c++17", "--fmad=false")
-        (self.file,) = (file for file in SOURCES.glob("*.cu") if file.read_text(encoding="utf-8") == code)
-        assert f"-I{SOURCES}" in options
-        self.definitions = tuple(word.removeprefix("-D") for word in options if word.startswith("-D"))
+    def load(self, binary: tuple[Path, tuple[str, ...]]) -> None:
+        self.file, self.definitions = binary
 
     def get_function(self, name: str) -> Any:
         assert re.search(rf"__global__ void .*\b{name}\(", self.file.read_text(encoding="utf-8"))
@@ -96,6 +85,13 @@ class RawModule:
         return run
 
 
+def compile_using_nvrtc(source: str, options: tuple[str, ...], *, filename: str) -> tuple[object, None]:
+    file = SOURCES / filename
+    assert file.read_text(encoding="utf-8") == source
+    assert options[:3] == ("--std=c++17", "--fmad=false", f"-I{SOURCES}")
+    return (file, tuple(word.removeprefix("-D") for word in options[3:])), None
+
+
 def made(array: Any) -> Array:
     return np.asarray(array).view(Array)
 
@@ -103,7 +99,7 @@ def made(array: Any) -> Array:
 def fake(fits: int = 1 << 40) -> SimpleNamespace:
     """CuPy with memory for arrays of so many bytes."""
 
-    class OutOfMemoryError(Exception):
+    class OutOfMemoryError(MemoryError):
         pass
 
     def empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -125,13 +121,17 @@ def fake(fits: int = 1 << 40) -> SimpleNamespace:
             raise BufferError("on the CPU")
         return made(np.from_dlpack(array))
 
+    asked: list[tuple[str, bool, int]] = []
     runtime = SimpleNamespace(
-        CUDARuntimeError=CudaError, getDeviceProperties=lambda _: {"name": b"a GPU"}, driverGetVersion=lambda: 13000
+        CUDARuntimeError=CudaError,
+        getDeviceProperties=lambda _: {"name": b"a GPU"},
+        driverGetVersion=lambda: 13000,
+        eventRecord=lambda event, stream: asked.append(("record", event in Event.known, stream)),
+        streamWaitEvent=lambda stream, event: asked.append(("wait", event in Event.known, stream)),
     )
     cuda = SimpleNamespace(
         Device=Device,
         Stream=Stream,
-        ExternalStream=ExternalStream,
         Event=Event,
         UnownedMemory=unowned,
         MemoryPointer=lambda memory, offset: SimpleNamespace(address=memory.address + offset, size=memory.size),
@@ -139,7 +139,8 @@ def fake(fits: int = 1 << 40) -> SimpleNamespace:
         runtime=runtime,
         driver=SimpleNamespace(CUDADriverError=CudaError, ctxGetCurrent=lambda: 0),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-        compiler=SimpleNamespace(CompileException=CudaError),
+        compiler=SimpleNamespace(CompileException=CudaError, compile_using_nvrtc=compile_using_nvrtc),
+        function=SimpleNamespace(Module=Module),
     )
     return SimpleNamespace(
         cuda=cuda,
@@ -148,5 +149,6 @@ def fake(fits: int = 1 << 40) -> SimpleNamespace:
         asarray=made,
         ndarray=ndarray,
         from_dlpack=from_dlpack,
-        RawModule=RawModule,
+        asked=asked,
+        get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
     )

@@ -74,6 +74,15 @@ def test_what_is_not_finite(bad: float, where: str, network: Network) -> None:
     assert network.kernels.strange.tolist() == [1]
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_no_channel_beyond_the_last_where_averages_are_nan(rule: str, random: np.random.Generator) -> None:
+    network = Network(random, [(5, 2, 2)], IMAGES["grey"])
+    network.averages[0][:] = np.nan
+    chosen = network.kernels.choose(network.kernels.find_flat(), rule, 0.0)
+    assert chosen.order[:5].tolist() == [0, 1, 2, 3, 4]
+    assert network.kernels.strange.tolist() == [1]
+
+
 def awkward_averages(random: np.random.Generator, size: int) -> dict[str, NDArray[np.float32]]:
     ties = random.integers(-2, 4, size).astype(np.float32)
     wide = (10.0 ** random.uniform(-30, 30, size)).astype(np.float32)
