@@ -31,7 +31,7 @@ _AHEAD = 2  # batches that wait while the caller hears of those before them
 _SWEEP_S = 10.0
 _SLOT_MS = 300.0
 _DIFFERENT = 16  # images in a batch that is timed
-_IMAGES: dict[type[np.generic], str] = {np.float32: "float32", np.float16: "float16", np.uint16: "bfloat16"}
+_IMAGES: dict[type[np.generic], str] = {np.float32: "float32", np.float16: "float16"}
 """What graphs call the types of `engine.backends.Gpu.element`."""
 
 Floats = NDArray[np.float32]

@@ -157,7 +157,7 @@ class Gpu(Protocol):
         ...
 
     def element(self, precision: str) -> type[np.generic]:
-        """Return NumPy's type of the elements of scoring batches; that of bfloat16 is uint16, its bits."""
+        """Return NumPy's type of the elements of scoring batches."""
         ...
 
 

@@ -13,7 +13,6 @@ from engine.kernels.device import Device
 _TYPES = {
     "float32": onnx.TensorProto.FLOAT,
     "float16": onnx.TensorProto.FLOAT16,
-    "bfloat16": onnx.TensorProto.BFLOAT16,
     "int64": onnx.TensorProto.INT64,
 }
 _NO_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "available memory of")

@@ -42,7 +42,6 @@ _PROVIDER = "CPUExecutionProvider"
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
     "tensor(int64)": "int64",
 }
 

@@ -19,7 +19,7 @@ from engine.kernels.select import RULES
 
 SOURCES = Path(__file__).parent
 ACTIVATIONS = ("softmax", "sigmoid", "none")
-BATCH_TYPES = {"float32": 32, "float16": 16, "bfloat16": -16}
+BATCH_TYPES = {"float32": 32, "float16": 16}
 _POINTERS = (
     *("maps", "averages", "row_low", "column_low", "row_weight", "column_weight"),
     *("row_weight_32", "column_weight_32", "row_total", "column_total", "row_ends"),
@@ -86,7 +86,7 @@ class Kernels:
         maps: F_l of each layer, float32 [C_l, h_l, w_l], on the device.
         averages: α_l of each layer for the first class, float32 [C_l] or more, on the device.
         image_shape: Sizes C, H and W of the network's input.
-        precision: The type of scoring batches: `float32`, `float16` or `bfloat16`.
+        precision: The type of scoring batches: `float32` or `float16`.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 // x m + b (1 - m), m = (M - min M) / (max M - min M), M the map upsampled bilinearly with half-pixel centres.
 // Kernels (launch.py) makes the sizes fit; nothing is checked here.
 //
-// BATCH is the type of the batch (32: float32, 16: float16, -16: bfloat16), CHANNELS those of the image, VECTOR how many
+// BATCH is the type of the batch (32: float32, 16: float16), CHANNELS those of the image, VECTOR how many
 // neighbouring pixels a thread writes at once (16 bytes of them, or fewer where the width is no multiple of that), BASELINE
 // whether there is one.
 //
@@ -85,15 +85,11 @@ typedef unsigned short Element;
 #ifdef __CUDA_ARCH__
 __device__ inline Element to_element(float value) {
     Element bits;
-#if BATCH == 16
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-#else
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-#endif
     return bits;
 }
 #else
-Element to_element(float value);
+Element to_element(float value); // of a host that emulates this
 #endif
 #endif
 

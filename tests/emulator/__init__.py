@@ -30,9 +30,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="kernels-")
 def compiled(file: Path, definitions: tuple[str, ...]) -> ctypes.CDLL:
     """Compile a file of kernels."""
     kernels = re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(", file.read_text(encoding="utf-8"))
-    half = next(
-        (f"TO_ELEMENT({int(word == 'BATCH=-16')})" for word in definitions if word in ("BATCH=16", "BATCH=-16")), ""
-    )
+    half = "HALF" if "BATCH=16" in definitions else ""
     lines = [f'#include "{_HEADER}"', f'#include "{file}"', half, *(f"EMULATED({name})" for name in kernels)]
     text = "\n".join([*lines, ""])
     name = hashlib.sha256(repr((text, definitions)).encode()).hexdigest()[:16]

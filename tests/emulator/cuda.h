@@ -122,20 +122,14 @@ static int emulate(void (*kernel)(A...), void **arguments, int count, const unsi
     return 0;
 }
 
-// The bits of float16 and bfloat16, rounded to the nearest, ties to even.
-static uint16_t round_bits(float value, bool brain) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    if (brain)
-        return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-    _Float16 half = (_Float16)value;
-    uint16_t found;
-    memcpy(&found, &half, sizeof found);
-    return found;
-}
-
-#define TO_ELEMENT(brain)                                                                                              \
-    Element to_element(float value) { return round_bits(value, brain); }
+// The bits of float16, rounded to the nearest, ties to even.
+#define HALF                                                                                                           \
+    Element to_element(float value) {                                                                                  \
+        _Float16 half = (_Float16)value;                                                                               \
+        Element bits;                                                                                                  \
+        memcpy(&bits, &half, sizeof bits);                                                                             \
+        return bits;                                                                                                   \
+    }
 
 #define EMULATED(kernel)                                                                                               \
     extern "C" int emulate_##kernel(void **arguments, int count, const unsigned *grid, const unsigned *block,          \

@@ -179,21 +179,6 @@ def test_masks_in_float16(image: str, random: np.random.Generator) -> None:
         np.testing.assert_array_equal(batch[number], row.astype(np.float16))
 
 
-def test_masks_in_bfloat16(random: np.random.Generator) -> None:
-    import torch
-
-    network = Network(random, SHAPES["odd sizes"], IMAGES["even"], precision="bfloat16")
-    table = network.kernels.place(network.masks())
-    batch = network.device.empty((table.count, *IMAGES["even"]), np.uint16)
-    ranges = network.kernels.find_ranges(table)
-    network.kernels.write_masks(batch, network.image, None, table, ranges, range(table.count))
-    writer, row = MaskWriter(network.image, None), np.empty(IMAGES["even"], np.float32)
-    for number, mask in enumerate(table.masks):
-        writer.write(network.maps[mask[0]][mask[1]], row)
-        expected = torch.from_numpy(row).to(torch.bfloat16).view(torch.uint16).numpy()
-        np.testing.assert_array_equal(batch[number], expected)
-
-
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("classes", [1, 2, 5, 1000])
