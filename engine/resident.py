@@ -31,8 +31,6 @@ _AHEAD = 2  # batches that wait while the caller hears of those before them
 _SWEEP_S = 10.0
 _SLOT_MS = 300.0
 _DIFFERENT = 16  # images in a batch that is timed
-_IMAGES: dict[type[np.generic], str] = {np.float32: "float32", np.float16: "float16"}
-"""What graphs call the types of `engine.backends.Gpu.element`."""
 
 Floats = NDArray[np.float32]
 
@@ -71,7 +69,7 @@ class Resident:
         expect_tapped(bundle, self._tapped)
         self._forward = gpu.open(bundle.forward, precision=precision, many_runs=True)
         self._element = gpu.element(precision)
-        images = _IMAGES[self._element]
+        images = np.dtype(self._element).name
         expect_forward(bundle, self._forward, images=images)
         self._image = empty((1, *self._shape), np.float32)
         self._logits, self._indices = empty((1, self._classes), np.float32), empty((CLASSES_AT_ONCE,), np.int64)

@@ -136,13 +136,7 @@ class OnnxRuntimeCpu:
         except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
             reason = " ".join(str(err).split())
             raise BackendError(f"{name}: {self.runtime} refused the graph: {reason}") from err
-        missing = [provider for provider in self._providers if provider not in session.get_providers()]
-        if missing:
-            raise BackendError(
-                f"{name}: {self.runtime} could not start {', '.join(missing)} and would run on "
-                f"{', '.join(session.get_providers())}; expected {', '.join(self._providers)}: install what the "
-                "provider needs, or ask for another"
-            )
+        expect_started(name, session, self._providers)
         session.disable_fallback()  # a provider that fails in a run is not replaced in silence
         return OnnxRuntimeSession(name, session, runs_at_once=runs, outlives_fork=run_threads == 1)
 
@@ -184,6 +178,26 @@ class OnnxRuntimeSession:
             reason = " ".join(str(err).split())
             raise BackendError(f"{self._name}: ONNX Runtime failed: {reason}") from err
         return outputs
+
+
+def expect_started(name: str, session: "ort.InferenceSession", providers: Sequence[str]) -> None:
+    """Check that a session has every provider that was asked for: ONNX Runtime leaves out what it cannot start.
+
+    Args:
+        name: What messages call the graph.
+        session: The session.
+        providers: Those that were asked for.
+
+    Raises:
+        BackendError: One is missing.
+    """
+    missing = [provider for provider in providers if provider not in session.get_providers()]
+    if missing:
+        raise BackendError(
+            f"{name}: ONNX Runtime {ONNXRUNTIME_VERSION} could not start {', '.join(missing)} and would run on "
+            f"{', '.join(session.get_providers())}; expected {', '.join(providers)}: install what the provider needs, "
+            "or ask for another"
+        )
 
 
 def describe(value: "ort.NodeArg") -> Tensor:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from engine.backends.bound import BoundSession, failure
 from engine.backends.half import to_float16
-from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION, OnnxRuntimeSession, session_options
+from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION, OnnxRuntimeSession, expect_started, session_options
 from engine.backends.threads import Threads
 from engine.errors import BackendError, MissingRuntimeError, OptionError
 
@@ -207,7 +207,8 @@ class CudaGpu:
         if precision == "float16" and isinstance(graph, Path):
             content = to_float16(graph, images=resident)
         options = session_options(threads=1)
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if cuda_graph:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         stream = self.memory.stream.ptr
         provider = cuda_options(stream, tf32=precision == "tf32", cuda_graph=cuda_graph)
         session = open_session(name, content, options, [(CUDA, provider)])
@@ -230,12 +231,7 @@ def open_session(
         session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
     except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
         raise failure(name, "refused the graph", err) from err
-    missing = [provider for provider, _ in providers if provider not in session.get_providers()]
-    if missing:
-        raise BackendError(
-            f"{name}: ONNX Runtime could not start {', '.join(missing)} and would run on "
-            f"{', '.join(session.get_providers())}; expected {', '.join(provider for provider, _ in providers)}"
-        )
+    expect_started(name, session, [provider for provider, _ in providers])
     return session
 
 

@@ -129,12 +129,7 @@ class AdaSise:
         """Make the heatmap of class number k from its own masks."""
         with probe.clock("estimate"):
             scores = scores_of(own, order, masks, k)
-            known = order[~np.isnan(scores[order])]
-            if len(known) == len(scores):
-                kriging, values = None, scores
-            else:
-                kriging = own.kriging(maps, probe.size) if kriging is None else kriging
-                values = kriging.estimate(known, scores[known])
+            known, kriging, values = estimated(own, order, scores, kriging, lambda: maps, probe.size)
         with probe.clock("combine"):
             views = views_of(maps, masks, own, scores, values, probe.size)
         with probe.clock("fuse"):
@@ -204,6 +199,35 @@ def scores_of(own: Plan, order: NDArray[np.int64], masks: Sequence[ScoredMasks],
         places = scored.positions_of(own.masks[wanted, 1])
         scores[wanted[places >= 0]] = scored.scores[places[places >= 0], k]
     return scores
+
+
+def estimated(
+    own: Plan,
+    order: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    kriging: Kriging | None,
+    maps: Callable[[], Sequence[Floats]],
+    size: tuple[int, int],
+) -> tuple[NDArray[np.int64], Kriging | None, NDArray[np.float64]]:
+    """Estimate the scores of the masks of one class that were not scored.
+
+    Args:
+        own: The masks of the class.
+        order: The numbers of those that should be scored, in order.
+        scores: What was measured, float64 [n]; NaN where nothing was.
+        kriging: What the order rests on, or None.
+        maps: Gives F_l of each layer, if there is something to estimate.
+        size: H and W of the image.
+
+    Returns:
+        The numbers of the masks that were scored, in order; what the estimates rest on, None if there are none; and
+        what each mask is taken to score, float64 [n].
+    """
+    known = order[~np.isnan(scores[order])]
+    if len(known) == len(scores):
+        return known, None, scores
+    kriging = own.kriging(maps(), size) if kriging is None else kriging
+    return known, kriging, kriging.estimate(known, scores[known])
 
 
 def views_of(

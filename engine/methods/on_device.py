@@ -16,7 +16,7 @@ from engine.kernels import Kriging, Selection, select_channels
 from engine.kernels.device import Array, Mark
 from engine.kernels.launch import Chosen, Ranges, Table
 from engine.kernels.similarity import spearman
-from engine.methods.ada_sise import PRESETS, SETTLED, STRIDE, AdaSise, reports_of, warnings_of
+from engine.methods.ada_sise import PRESETS, SETTLED, STRIDE, AdaSise, estimated, reports_of, warnings_of
 from engine.methods.base import Attribution
 from engine.probe import Probe
 from engine.resident import Resident
@@ -116,12 +116,7 @@ class _Run:
         for number, pair in zip(order, own.pairs(order), strict=True):
             if pair in rows:
                 scores[number] = found[rows[pair]]
-        known = order[~np.isnan(scores[order])]
-        if len(known) == len(scores):
-            kriging, values = None, scores
-        else:
-            kriging = own.kriging(self._maps(), self._probe.size) if kriging is None else kriging
-            values = kriging.estimate(known, scores[known])
+        known, kriging, values = estimated(own, order, scores, kriging, self._maps, self._probe.size)
         by_layer = np.argsort(own.masks[:, 0], kind="stable")
         masks = _masks(own.masks[by_layer].astype(np.int32), ~np.isnan(scores[by_layer]))
         table = self._kernels.place(masks)
