@@ -26,18 +26,26 @@ struct Mask {
     int layer, channel, scored;
 };
 
-// One value of an upsampled feature map less `base`, in the order of operations of MaskWriter.
-__device__ inline float sample(const Layer &layer, const float *map, float base, int y, int x) {
-    int row = layer.row_low[y], left = layer.column_low[x];
-    int right = left + 1 < layer.width ? left + 1 : left;
-    float across = layer.column_weight_32[x];
-    const float *upper = map + row * layer.width;
-    float start = upper[left] - base;
-    float above = (upper[right] - base - start) * across + start;
-    if (row + 1 == layer.height)
-        return above;
-    const float *lower = upper + layer.width;
-    float start_below = lower[left] - base;
-    float below = (lower[right] - base - start_below) * across + start_below;
-    return above + (below - above) * layer.row_weight_32[y];
+// Where an image's row, or column, lies between two of a feature map's, and how near the second.
+struct Between {
+    int first, second; // the same at the border
+    float weight;      // of the second
+};
+
+__device__ inline Between between_rows(const Layer &layer, int y) {
+    int row = layer.row_low[y];
+    return {row, min(row + 1, layer.height - 1), layer.row_weight_32[y]};
+}
+
+__device__ inline Between between_columns(const Layer &layer, int x) {
+    int column = layer.column_low[x];
+    return {column, min(column + 1, layer.width - 1), layer.column_weight_32[x]};
+}
+
+// A value between two rows of a feature map less `base`, in the order of operations of MaskWriter.
+__device__ inline float sample(const float *first, const float *second, float base, const Between &columns, float down) {
+    float start = first[columns.first] - base, start_below = second[columns.first] - base;
+    float above = (first[columns.second] - base - start) * columns.weight + start;
+    float below = (second[columns.second] - base - start_below) * columns.weight + start_below;
+    return above + (below - above) * down;
 }

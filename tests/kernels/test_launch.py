@@ -166,6 +166,22 @@ def test_masks_to_the_last_bit(shapes: str, image: str, order: int, random: np.r
         assert np.isnan(batch[-1]).all()  # nothing beyond the part
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e-18, 1.0, 1e13, 1e30])
+def test_masks_of_small_and_large_maps(scale: float, random: np.random.Generator) -> None:
+    """Quotients come from a reciprocal only where its remainders are exact."""
+    network = Network(random, [(20, 5, 4)], IMAGES["even"])
+    powers = scale * 10.0 ** random.uniform(-25, 0, (20, 5, 4))
+    network.maps[0][:] = powers * (powers > scale * 1e-20)
+    table = network.kernels.place(network.masks())
+    ranges = network.kernels.find_ranges(table)
+    batch = network.device.empty((table.count, *IMAGES["even"]), np.float32)
+    network.kernels.write_masks(batch, network.image, None, table, ranges, range(table.count))
+    writer, row = MaskWriter(network.image, None), np.empty(IMAGES["even"], np.float32)
+    for number, mask in enumerate(table.masks):
+        writer.write(network.maps[mask[0]][mask[1]], row)
+        np.testing.assert_array_equal(batch[number], row)
+
+
 @pytest.mark.parametrize("image", IMAGES)
 def test_masks_in_float16(image: str, random: np.random.Generator) -> None:
     network = Network(random, SHAPES["odd sizes"], IMAGES[image], precision="float16")
