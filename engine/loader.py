@@ -27,6 +27,7 @@ def load(
     batch_size: int | None = None,
     tune: bool = True,
     providers: Sequence[str] | None = None,
+    cuda_graph: bool = False,
 ) -> Explainer:
     """Load a bundle, ready to explain.
 
@@ -50,6 +51,9 @@ def load(
         batch_size: Changed images that are scored at a time, by all lanes together; by default 8.
         tune: Whether to measure; else the defaults stay.
         providers: ONNX Runtime's execution providers, in order of preference; None for the device's own.
+        cuda_graph: Of device `cuda`: whether scoring runs are captured as a CUDA graph, here and whenever a batch size
+            is new, and replayed. It saves the host's work for each run, which is what a small network waits for. No
+            other thread may use CUDA while runs are captured.
 
     Raises:
         BundleError: The bundle is missing, damaged, foreign or of another schema, or has no graph of the precision.
@@ -59,7 +63,9 @@ def load(
             an option.
     """
     began = time.perf_counter()
-    backend = create_backend(device, threads=threads, lanes=lanes, spinning=spinning, providers=providers)
+    backend = create_backend(
+        device, threads=threads, lanes=lanes, spinning=spinning, providers=providers, cuda_graph=cuda_graph
+    )
     gpu = backend.gpu
 
     def create(setup: Setup) -> Backend:
@@ -93,6 +99,7 @@ def load(
                 "runtime": backend.runtime,
                 "precision": precision,
                 "providers": None if providers is None else list(providers),
+                "cuda_graph": cuda_graph,
             },
         )
     explainer = Explainer(bundle, create(setup), precision, setup.batch_size)

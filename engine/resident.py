@@ -71,14 +71,18 @@ class Resident:
         self._element = gpu.element(precision)
         images = np.dtype(self._element).name
         expect_forward(bundle, self._forward, images=images)
-        self._image = empty((1, *self._shape), np.float32)
+        self._image, self._targets = empty((1, *self._shape), np.float32), empty((CLASSES_AT_ONCE,), np.int64)
         self._logits, self._indices = empty((1, self._classes), np.float32), empty((CLASSES_AT_ONCE,), np.int64)
         self._maps = [empty((own.channels, own.height, own.width), np.float32) for own in bundle.layers]
         self._averages = [empty((CLASSES_AT_ONCE, own.channels), np.float32) for own in bundle.layers]
+        self._taps: dict[int, Callable[[], None]] = {}
         self._batches: dict[int, tuple[Array, Array, Callable[[], None]]] = {}
         self._contrast: Array = None
         self._baseline: Array = None
         self.kernels = Kernels(self.device, self._maps, self._averages, self._shape, images)
+        self.kernels.compile()
+        self.device.clear(self._image)
+        self.tap([0])
         self._make_batch()
 
     @contextmanager
@@ -111,7 +115,7 @@ class Resident:
             image: float32 [1, C, H, W], or one on the device.
             baseline: What masked-out pixels become, float32 [C, H, W], or None for zeros.
         """
-        self._image = image.array if isinstance(image, DeviceImage) else self.device.upload(image)
+        self.device.copy(self._image, image.array if isinstance(image, DeviceImage) else self.device.upload(image))
         self._baseline = None if baseline is None else self.device.upload(baseline)
         self._contrast = self._image if baseline is None else self.kernels.difference(self._image, self._baseline)
         self.kernels.begin()
@@ -119,14 +123,17 @@ class Resident:
     def tap(self, targets: Sequence[int]) -> None:
         """Run the tapped pass for at most `CLASSES_AT_ONCE` classes: maps and average gradients are then there."""
         count = len(targets)
-        asked = self.device.upload(np.array(targets, np.int64))
-        outputs = [
-            (self._logits, (1, self._classes)),
-            (self._indices, (count,)),
-            *((own, (1, *own.shape)) for own in self._maps),
-            *((own, (count, own.shape[1])) for own in self._averages),
-        ]
-        self._tapped.bind([(self._image, (1, *self._shape)), (asked, (count,))], outputs)()
+        self.device.copy(self._targets, self.device.upload(np.resize(np.array(targets, np.int64), CLASSES_AT_ONCE)))
+        if count not in self._taps:
+            outputs = [
+                (self._logits, (1, self._classes)),
+                (self._indices, (count,)),
+                *((own, (1, *own.shape)) for own in self._maps),
+                *((own, (count, own.shape[1])) for own in self._averages),
+            ]
+            inputs = [(self._image, (1, *self._shape)), (self._targets, (count,))]
+            self._taps[count] = self._tapped.bind(inputs, outputs)
+        self._taps[count]()
 
     def read(self, count: int) -> tuple[Floats, list[int]]:
         """Return the logits, float32 [1, classes], and the classes that the tapped pass has explained.
@@ -210,11 +217,9 @@ class Resident:
             if not pace.room(done, table.count) or (done and pace.fit() < self.batch_size):
                 break
             part = range(done, min(done + self.batch_size, table.count))  # fewer would cost as much
-            try:
-                self.kernels.write_masks(self._batch, self._contrast, self._baseline, table, ranges, part)
-                self._run()
-            except DeviceMemoryError:
+            if not self._try_part(table, ranges, part):
                 self._halve()
+                self._make_batch()
                 continue
             self.kernels.activate(self._scored, len(part), targets, activation, scores, part.start)
             waiting.append((self.device.mark(), len(part), self.batch_size))
@@ -227,29 +232,44 @@ class Resident:
             meanwhile()
         return scores, done
 
+    def _try_part(self, table: Table, ranges: Ranges, part: range) -> bool:
+        """Score some masks; return whether there was memory for that. The error is not kept: it keeps the batch."""
+        try:
+            self.kernels.write_masks(self._batch, self._contrast, self._baseline, table, ranges, part)
+            self._run()
+        except DeviceMemoryError:
+            return False
+        return True
+
     def _make_batch(self) -> None:
-        """Allocate the scoring batch, which stays where it is: a captured graph of the runs can be replayed."""
+        """Allocate the scoring batch, which stays where it is, and run it once."""
         asked, self.asked_batch_size = self.asked_batch_size, 0  # if this fails, the next image tries it again
-        while True:
-            try:
-                if self.batch_size not in self._batches:
-                    self._batches[self.batch_size] = self._new_batch(self.batch_size)
-                    while len(self._batches) > _KEPT:
-                        del self._batches[next(iter(self._batches))]
-                self._batch, self._scored, self._run = self._batches[self.batch_size]
-                self.asked_batch_size = asked
-                return
-            except DeviceMemoryError:
-                self._halve(allocate=False)
+        while not self._try_batch(self.batch_size):
+            self._halve()
+        self.asked_batch_size = asked
+
+    def _try_batch(self, size: int) -> bool:
+        """Take a batch of a size; return whether there was memory for it."""
+        try:
+            if size not in self._batches:
+                self._batches[size] = self._new_batch(size)
+                while len(self._batches) > _KEPT:
+                    del self._batches[next(iter(self._batches))]
+        except DeviceMemoryError:
+            return False
+        self._batch, self._scored, self._run = self._batches[size]
+        return True
 
     def _new_batch(self, size: int) -> tuple[Array, Array, Callable[[], None]]:
         batch = self.device.empty((size, *self._shape), self._element)
         scored = self.device.empty((size, self._classes), np.float32)
         self.device.clear(batch)  # the rest of the last batch is computed as well
         run = self._forward.bind([(batch, (size, *self._shape))], [(scored, (size, self._classes))])
+        run()  # takes memory, chooses algorithms, builds or captures: no image waits for that
         return batch, scored, run
 
-    def _halve(self, *, allocate: bool = True) -> None:
+    def _halve(self) -> None:
+        """Give the batch up, for one of half its size."""
         if self.batch_size == 1:
             raise DeviceMemoryError(
                 f"{self._gpu.name}: has no memory for one masked image; expected some: end other programs that use it"
@@ -260,8 +280,6 @@ class Resident:
         self._batch = self._scored = None
         self._run = _nothing
         self.device.free_unused()
-        if allocate:
-            self._make_batch()
 
 
 def _nothing() -> None:

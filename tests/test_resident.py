@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from engine.backends import OnnxRuntimeCpu
 from engine.bundle import load_bundle
 from engine.explainer import Explainer
 from engine.kernels.select import RULES
-from tests.emulator import EmulatedBackend, EmulatedGraph
+from tests.emulator import EmulatedBackend, EmulatedDevice, EmulatedGraph
 from tests.models import PHOTOS, VOC, exported
 from tests.reference import agreement
 from tests.tiny_cnn import photo_pixels
@@ -157,9 +159,11 @@ def test_many_images(cpu: Explainer, gpu: Explainer) -> None:
 
 
 @pytest.mark.parametrize("fits", [1, 3, 5])
-def test_out_of_memory_halves_the_batch(fits: int, tiny_bundle: Path, cpu: Explainer) -> None:
-    backend = EmulatedBackend(fits)
+@pytest.mark.parametrize("later", [False, True])
+def test_out_of_memory_halves_the_batch(later: bool, fits: int, tiny_bundle: Path, cpu: Explainer) -> None:
+    backend = EmulatedBackend(None if later else fits)
     with Explainer(load_bundle(tiny_bundle), backend, batch_size=16) as gpu:
+        backend.gpu.fits = fits
         found, expected = gpu.explain(photo_pixels(), 1), cpu.explain(photo_pixels(), 1)
         np.testing.assert_allclose(found.heatmap, expected.heatmap, atol=1e-6)
         left = {1: 1, 3: 2, 5: 4}[fits]
@@ -177,12 +181,66 @@ def test_batches_of_few_sizes_are_kept(gpu: Explainer) -> None:
     assert sorted(gpu._opened().resident._batches) == [2, 7]
 
 
-def test_no_memory_at_all(tiny_bundle: Path) -> None:
-    with (
-        Explainer(load_bundle(tiny_bundle), EmulatedBackend(0), batch_size=2) as gpu,
-        pytest.raises(engine.BackendError, match="emulated: has no memory for one masked image"),
-    ):
+@pytest.mark.parametrize("later", [False, True])
+def test_a_batch_that_is_given_up_is_free(later: bool, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the next is allocated: the error that says that there is no memory keeps none of it."""
+    batches: list[weakref.ref[np.ndarray]] = []
+    own_empty, own_free = EmulatedDevice.empty, EmulatedDevice.free_unused
+    alive: list[list[tuple[int, ...]]] = []
+
+    def empty(self: EmulatedDevice, shape: tuple[int, ...], dtype: object) -> np.ndarray:
+        array = own_empty(self, shape, dtype)
+        if len(shape) == 4 and shape[0] > 1:
+            batches.append(weakref.ref(array))
+        return array
+
+    def free_unused(self: EmulatedDevice) -> None:
+        alive.append([array.shape for array in (own() for own in batches) if array is not None])
+        own_free(self)
+
+    monkeypatch.setattr(EmulatedDevice, "empty", empty)
+    monkeypatch.setattr(EmulatedDevice, "free_unused", free_unused)
+    backend = EmulatedBackend(None if later else 4)
+    with Explainer(load_bundle(tiny_bundle), backend, batch_size=16) as gpu:
+        backend.gpu.fits = 4
         gpu.explain(photo_pixels(), 1)
+    assert alive == [[], []]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_no_memory_at_all(later: bool, tiny_bundle: Path) -> None:
+    backend = EmulatedBackend(None if later else 0)
+    text = "emulated: has no memory for one masked image"
+    if not later:
+        with pytest.raises(engine.BackendError, match=text):
+            Explainer(load_bundle(tiny_bundle), backend, batch_size=2)
+        return
+    with Explainer(load_bundle(tiny_bundle), backend, batch_size=2) as gpu:
+        backend.gpu.fits = 0
+        with pytest.raises(engine.BackendError, match=text):
+            gpu.explain(photo_pixels(), 1)
+        backend.gpu.fits = None
+        assert gpu.explain(photo_pixels(), 1).complete
+
+
+def test_loading_leaves_nothing_to_the_first_image(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both graphs have run, and all kernels are compiled."""
+    ready: set[object] = set()
+    used: set[object] = set()
+    launch = EmulatedDevice.launch
+
+    def note(self: EmulatedDevice, file: Path, *arguments: Any) -> None:
+        used.add((file, arguments[-1]))
+        launch(self, file, *arguments)
+
+    monkeypatch.setattr(EmulatedDevice, "compile", lambda _, file, definitions=(): ready.add((file, definitions)))
+    monkeypatch.setattr(EmulatedDevice, "launch", note)
+    backend = EmulatedBackend()
+    with Explainer(load_bundle(tiny_bundle), backend, batch_size=4) as gpu:
+        assert backend.gpu.runs == ["tapped.onnx of 1", "forward.onnx of 4"]
+        gpu.explain(photo_pixels(), 1)
+        gpu.explain(photo_pixels(), 1, baseline="blur")
+    assert used == ready
 
 
 def test_a_batch_that_could_not_be_bound_is_tried_again(

@@ -1,7 +1,7 @@
 """The runtimes that execute a bundle's graphs; one file each."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from engine.backends.base import Backend, Bound, Brake, Gpu, Session, Tensor
 from engine.backends.onnxruntime_cpu import OnnxRuntimeCpu
@@ -10,34 +10,35 @@ from engine.errors import OptionError
 __all__ = ["BACKENDS", "Backend", "Bound", "Brake", "Gpu", "OnnxRuntimeCpu", "Session", "Tensor", "create_backend"]
 
 
+class _Options(TypedDict, total=False):
+    """What every backend can be asked for; see `Backend`."""
+
+    threads: int | None
+    lanes: int | None
+    spinning: bool | None
+    providers: Sequence[str] | None
+
+
 class _Create(Protocol):
-    def __call__(
-        self, *, threads: int | None, lanes: int | None, spinning: bool | None, providers: Sequence[str] | None
-    ) -> Backend: ...
+    def __call__(self, **options: Unpack[_Options]) -> Backend: ...
 
 
-def _create_openvino(
-    *, threads: int | None, lanes: int | None, spinning: bool | None, providers: Sequence[str] | None
-) -> Backend:
+def _create_openvino(**options: Unpack[_Options]) -> Backend:
     from engine.backends.openvino_cpu import OpenVinoCpu  # takes 0.2 s and may not be installed: for those who ask
 
-    return OpenVinoCpu(threads=threads, lanes=lanes, spinning=spinning, providers=providers)
+    return OpenVinoCpu(**options)
 
 
-def _create_cuda(
-    *, threads: int | None, lanes: int | None, spinning: bool | None, providers: Sequence[str] | None
-) -> Backend:
+def _create_cuda(*, cuda_graph: bool = False, **options: Unpack[_Options]) -> Backend:
     from engine.backends.onnxruntime_cuda import OnnxRuntimeCuda
 
-    return OnnxRuntimeCuda(threads=threads, lanes=lanes, spinning=spinning, providers=providers)
+    return OnnxRuntimeCuda(cuda_graph=cuda_graph, **options)
 
 
-def _create_tensorrt(
-    *, threads: int | None, lanes: int | None, spinning: bool | None, providers: Sequence[str] | None
-) -> Backend:
+def _create_tensorrt(**options: Unpack[_Options]) -> Backend:
     from engine.backends.onnxruntime_tensorrt import OnnxRuntimeTensorRt
 
-    return OnnxRuntimeTensorRt(threads=threads, lanes=lanes, spinning=spinning, providers=providers)
+    return OnnxRuntimeTensorRt(**options)
 
 
 BACKENDS: dict[str, _Create] = {
@@ -48,15 +49,13 @@ BACKENDS: dict[str, _Create] = {
 }
 
 
-def create_backend(
-    device: str,
-    *,
-    threads: int | None = None,
-    lanes: int | None = None,
-    spinning: bool | None = None,
-    providers: Sequence[str] | None = None,
-) -> Backend:
+def create_backend(device: str, *, cuda_graph: bool = False, **options: Unpack[_Options]) -> Backend:
     """Return the backend of a device; see `Backend` for the arguments.
+
+    Args:
+        device: One of `BACKENDS`.
+        cuda_graph: Of device `cuda` alone: whether scoring runs are captured once, then replayed.
+        options: As for `Backend`.
 
     Raises:
         OptionError: The device is unknown, the number of threads or lanes is not positive, a provider is not installed,
@@ -65,4 +64,8 @@ def create_backend(
     """
     if not isinstance(device, str) or device not in BACKENDS:
         raise OptionError(f"device {device!r} is unknown; expected one of {', '.join(BACKENDS)}")
-    return BACKENDS[device](threads=threads, lanes=lanes, spinning=spinning, providers=providers)
+    if cuda_graph is False:
+        return BACKENDS[device](**options)
+    if cuda_graph is not True or device != "cuda":
+        raise OptionError(f"cuda_graph is {cuda_graph!r} on device {device!r}; expected False, or True on 'cuda'")
+    return _create_cuda(cuda_graph=True, **options)

@@ -1,6 +1,7 @@
 """Graphs in ONNX Runtime that take and give arrays where they lie, without a copy."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import onnx
 import onnxruntime as ort
@@ -26,17 +27,23 @@ class BoundSession:
         session: The session, which this object owns.
         memory: Where the arrays lie.
         kind: What ONNX Runtime calls the device: `cuda`, or `cpu`.
-        captured: Whether runs are captured as a CUDA graph.
+        worker: A thread that does all runs, which captures them as CUDA graphs: ONNX Runtime has each captured graph
+            for the thread alone that has captured it. None for runs in the caller's thread, without graphs.
     """
 
     def __init__(
-        self, name: str, session: "ort.InferenceSession", memory: Device, kind: str, *, captured: bool = False
+        self,
+        name: str,
+        session: "ort.InferenceSession",
+        memory: Device,
+        kind: str,
+        worker: ThreadPoolExecutor | None = None,
     ) -> None:
         self._name = name
         self._session = session
         self._memory = memory
         self._place = kind, 0
-        self._captured = captured
+        self._worker = worker
         self._captures = 0
         self._input_names = [value.name for value in session.get_inputs()]
         self._output_names = [value.name for value in session.get_outputs()]
@@ -55,13 +62,16 @@ class BoundSession:
         options = ort.RunOptions()
         # It would wait for the device after each run; what comes next is on the same stream.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self._captured:
+        if self._worker is not None:
             self._captures += 1  # each place of the arrays has a captured graph of its own
             options.add_run_config_entry("gpu_graph_id", str(self._captures))
 
         def run(_kept: object = (*inputs, *outputs)) -> None:
             try:
-                self._session.run_with_iobinding(binding, options)
+                if self._worker is None:
+                    self._session.run_with_iobinding(binding, options)
+                else:
+                    self._worker.submit(self._session.run_with_iobinding, binding, options).result()
             except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
                 raise failure(self._name, "failed", err) from err
 

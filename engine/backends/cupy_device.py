@@ -37,7 +37,7 @@ class CupyDevice:
             properties = cupy.cuda.runtime.getDeviceProperties(0)
         self.name: str = properties["name"].decode()
         self._lock = Lock()
-        self._kernels: dict[tuple[Path, str, tuple[str, ...]], Any] = {}
+        self._modules: dict[tuple[Path, tuple[str, ...]], Any] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return memory that holds anything; see `engine.kernels.device.Device`, and so for the others."""
@@ -53,6 +53,11 @@ class CupyDevice:
         """Fill an array with zeros."""
         with self._here():
             array.fill(0)
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Write an array over another of the same size and type."""
+        with self._here():
+            target[...] = source
 
     def upload(self, array: NDArray[Any]) -> Array:
         """Return a copy of an array of the host."""
@@ -109,6 +114,11 @@ class CupyDevice:
         with self._here():
             return CupyMark(self.stream.record())
 
+    def compile(self, file: Path, definitions: tuple[str, ...] = ()) -> None:
+        """Make kernels ready to be launched."""
+        with self._here():
+            self._module(file, definitions)
+
     def launch(
         self,
         file: Path,
@@ -121,20 +131,20 @@ class CupyDevice:
         """Run a kernel, which is compiled when it is first asked for."""
         with self._here():
             values = tuple(np.uint64(0) if argument is None else argument for argument in arguments)
-            self._kernel(file, kernel, definitions)(grid, block, values)
+            self._module(file, definitions).get_function(kernel)(grid, block, values)
 
-    def _kernel(self, file: Path, kernel: str, definitions: tuple[str, ...]) -> Any:
-        key = file, kernel, definitions
+    def _module(self, file: Path, definitions: tuple[str, ...]) -> Any:
+        key = file, definitions
         with self._lock:
-            if key not in self._kernels:
+            if key not in self._modules:
                 options = (*_OPTIONS, f"-I{file.parent}", *(f"-D{word}" for word in definitions))
                 # Not RawModule, which takes subnormal numbers for 0, and keeps binaries whatever the headers say.
                 source = file.read_text(encoding="utf-8")
                 binary, _ = cupy.cuda.compiler.compile_using_nvrtc(source, options, filename=file.name)
                 module = cupy.cuda.function.Module()
                 module.load(binary)
-                self._kernels[key] = module.get_function(kernel)
-            return self._kernels[key]
+                self._modules[key] = module
+            return self._modules[key]
 
     @contextmanager
     def _here(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -108,9 +109,8 @@ class OnnxRuntimeCuda:
         lanes: None, as well.
         spinning: None, as well.
         providers: None, as well.
-        cuda_graph: Whether scoring runs are captured once, then replayed: for programs with one thread that explains,
-            and none that uses CUDA meanwhile. ONNX Runtime keeps what it captured for each thread, and captures what
-            all threads do.
+        cuda_graph: Whether scoring runs are captured when a batch size is new, and replayed. While ONNX Runtime
+            captures, no other thread of the process may use CUDA.
 
     Raises:
         OptionError: One of the first four is given.
@@ -171,7 +171,7 @@ class CudaGpu:
 
         self.memory = CupyDevice()
         self.name = self.memory.name
-        self._cuda_graph = cuda_graph
+        self._worker = ThreadPoolExecutor(1, "cuda-graphs") if cuda_graph else None
 
     def element(self, precision: str) -> type[np.generic]:
         """Return NumPy's type of the elements of scoring batches."""
@@ -179,9 +179,9 @@ class CudaGpu:
 
     def open(self, graph: Path, *, precision: str = "float32", many_runs: bool = False) -> BoundSession:
         """Load a graph; see `engine.backends.base.Gpu`."""
-        captured = many_runs and self._cuda_graph
-        name, session = self.session(graph, precision, resident=True, cuda_graph=captured)
-        return BoundSession(name, session, self.memory, "cuda", captured=captured)
+        worker = self._worker if many_runs else None
+        name, session = self.session(graph, precision, resident=True, cuda_graph=worker is not None)
+        return BoundSession(name, session, self.memory, "cuda", worker)
 
     def session(
         self,

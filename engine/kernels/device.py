@@ -45,6 +45,10 @@ class Device(Protocol):
         """Fill an array with zeros."""
         ...
 
+    def copy(self, target: Array, source: Array) -> None:
+        """Write an array over another of the same size and type."""
+        ...
+
     def upload(self, array: NDArray[Any]) -> Array:
         """Return a copy of an array of the host, which may be changed at once."""
         ...
@@ -86,6 +90,15 @@ class Device(Protocol):
 
     def mark(self) -> Mark:
         """Return a mark of how far the stream is when it comes here."""
+        ...
+
+    def compile(self, file: Path, definitions: tuple[str, ...] = ()) -> None:
+        """Make kernels ready to be launched: it takes up to a second for each file, once.
+
+        Args:
+            file: Their source.
+            definitions: Macros, `NAME=VALUE`.
+        """
         ...
 
     def launch(

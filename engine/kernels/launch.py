@@ -102,7 +102,8 @@ class Kernels:
         self._pixels = self._height * self._width
         widest = 4 if precision == "float32" else 8  # 16 bytes
         self._vector = next(size for size in (widest, 4, 1) if self._width % size == 0)
-        self._batch = (f"BATCH={BATCH_TYPES[precision]}", f"CHANNELS={self._channels}", f"VECTOR={self._vector}")
+        batch = (f"BATCH={BATCH_TYPES[precision]}", f"CHANNELS={self._channels}", f"VECTOR={self._vector}")
+        self._plain, self._over_baseline = (*batch, "BASELINE=0"), (*batch, "BASELINE=1")
         self.shapes = [tuple(map(int, own.shape)) for own in maps]
         sizes = [channels for channels, _, _ in self.shapes]
         padded = [1 << (size - 1).bit_length() for size in sizes]
@@ -140,6 +141,13 @@ class Kernels:
         self._largest = max(height * width for _, height, width in self.shapes)
         self.begin()
 
+    def compile(self) -> None:
+        """Make the kernels ready, so that the first image waits for none."""
+        for file in ("select", "combine", "fuse"):
+            self._device.compile(SOURCES / f"{file}.cu")
+        for definitions in (self._plain, self._over_baseline):
+            self._device.compile(SOURCES / "mask.cu", definitions)
+
     def begin(self) -> None:
         """Forget whether something was not finite: a new image has come."""
         self.strange = self._device.upload(np.zeros(1, np.int32))
@@ -150,9 +158,7 @@ class Kernels:
         count = self._channels * self._pixels
         contrast = self._device.empty((self._channels, self._height, self._width), np.float32)
         arguments = (image, baseline, np.int32(count), contrast)
-        self._launch(
-            "mask", "subtract", (-(-count // _BLOCK),), (_BLOCK,), *arguments, definitions=(*self._batch, "BASELINE=0")
-        )
+        self._launch("mask", "subtract", (-(-count // _BLOCK),), (_BLOCK,), *arguments, definitions=self._plain)
         return contrast
 
     def find_flat(self) -> Array:
@@ -206,7 +212,7 @@ class Kernels:
         size = (np.int32(self._height), np.int32(self._width))
         if table.count:
             arguments = (self._layers, table.masks, *size, *single, *double)
-            self._launch("mask", "find_ranges", count, (_BLOCK,), *arguments, definitions=(*self._batch, "BASELINE=0"))
+            self._launch("mask", "find_ranges", count, (_BLOCK,), *arguments, definitions=self._plain)
         return Ranges(*single, *double)
 
     def write_masks(
@@ -225,7 +231,7 @@ class Kernels:
         grid = (-(-self._pixels // (self._vector * _BLOCK)), -(-len(part) // _MASKS))
         numbers = (np.int32(part.start), np.int32(len(part)), np.int32(self._height), np.int32(self._width))
         arguments = (batch, contrast, baseline, self._layers, table.masks, ranges.base, ranges.low, ranges.extent)
-        definitions = (*self._batch, f"BASELINE={int(baseline is not None)}")
+        definitions = self._plain if baseline is None else self._over_baseline
         self._launch("mask", "write_masks", grid, (_BLOCK,), *arguments, *numbers, definitions=definitions)
 
     def activate(

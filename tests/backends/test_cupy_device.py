@@ -5,7 +5,9 @@ import importlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import current_thread
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -15,10 +17,7 @@ import pytest
 import engine
 from engine import interop
 from engine.backends import bound, onnxruntime_cuda
-from engine.backends.onnxruntime_cuda import OnnxRuntimeCuda
-from engine.bundle import load_bundle
 from engine.errors import DeviceMemoryError
-from engine.explainer import Explainer
 from tests.emulator.cupy import CudaError, fake
 from tests.tiny_cnn import photo_pixels
 
@@ -45,6 +44,8 @@ def test_memory(on: Callable[[SimpleNamespace], ModuleType]) -> None:
     assert device.name == "a GPU"
     array = device.upload(np.arange(6).reshape(2, 3)[:, ::-1])
     assert device.download(array).tolist() == [[2, 1, 0], [5, 4, 3]]
+    device.copy(array, device.upload(np.array([[1, 2, 3], [4, 5, 6]])))
+    assert device.download(array).tolist() == [[1, 2, 3], [4, 5, 6]]
     device.clear(array)
     assert device.download(array).tolist() == [[0] * 3] * 2
     assert device.address(array) == array.ctypes.data
@@ -120,10 +121,14 @@ def test_contexts(
 def test_the_whole_way(
     on: Callable[[SimpleNamespace], ModuleType], tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Device `cuda`, whose graphs run on the CPU; what was asked of ONNX Runtime is as it should be."""
+    """Device `cuda`, whose graphs run on the CPU; what was asked of ONNX Runtime is as it should be.
+
+    Captured runs are of one thread, whoever explains: ONNX Runtime has captured graphs for that thread alone.
+    """
     on(fake())
     opened: list[dict[str, str]] = []
     open_session, own_bind = onnxruntime_cuda.open_session, bound.BoundSession.bind
+    own_run, ran = ort.InferenceSession.run_with_iobinding, dict[str, set[str]]()
 
     def on_cpu(name: str, content: str | bytes, options: ort.SessionOptions, providers: list[object]) -> object:
         ((provider, asked),) = providers
@@ -139,6 +144,12 @@ def test_the_whole_way(
         finally:
             self._place = ("cuda", 0)
 
+    def run(self: ort.InferenceSession, binding: object, options: ort.RunOptions) -> None:
+        ran.setdefault(self.get_outputs()[-1].name, set()).add(current_thread().name)
+        assert not current_thread().name.startswith("cuda-graphs") or options.get_run_config_entry("gpu_graph_id") > "0"
+        own_run(self, binding, options)
+
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", run)
     monkeypatch.setattr(onnxruntime_cuda, "expect_cuda", lambda: None)
     monkeypatch.setattr(onnxruntime_cuda, "open_session", on_cpu)
     monkeypatch.setattr(onnxruntime_cuda, "expect_all_on", lambda *_: None)
@@ -147,8 +158,14 @@ def test_the_whole_way(
         expected = cpu.explain(photo_pixels(), 2)
     for precision, atol in (("float32", 1e-5), ("tf32", 1e-5), ("float16", 0.05)):
         opened.clear()
-        with Explainer(load_bundle(tiny_bundle), OnnxRuntimeCuda(cuda_graph=True), precision, 4) as gpu:
-            found = gpu.explain(photo_pixels(), 2)
+        ran.clear()
+        with engine.load(tiny_bundle, device="cuda", precision=precision, batch_size=4, cuda_graph=True) as gpu:
+            with ThreadPoolExecutor(1, "other") as other:
+                found = other.submit(gpu.explain, photo_pixels(), 2).result()
+            assert ran.pop("logits") == {"cuda-graphs_0"}
+            ((_, names),) = ran.items()
+            assert names == {current_thread().name, "other_0"}
+            np.testing.assert_array_equal(gpu.explain(photo_pixels(), 2).heatmap, found.heatmap)
             gpu.explain(photo_pixels(), 2, method="rise", masks=10)
         assert np.abs(found.heatmap - expected.heatmap).mean() <= atol
         assert found.precision == precision

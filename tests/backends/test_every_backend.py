@@ -129,6 +129,13 @@ def test_lanes_must_be_positive_and_have_a_thread_each(device: str, lanes: int) 
         create_backend(device, threads=2, lanes=lanes)
 
 
+@pytest.mark.parametrize("cuda_graph", [True, 1, "yes", None])
+def test_cuda_graphs_are_for_cuda(device: str, cuda_graph: bool) -> None:
+    text = rf"^cuda_graph is {cuda_graph!r} on device '{device}'; expected False, or True on 'cuda'$"
+    with pytest.raises(OptionError, match=text):
+        create_backend(device, cuda_graph=cuda_graph)
+
+
 @pytest.mark.parametrize("spinning", [1, "yes", 0.0])
 def test_spinning_is_true_or_false(device: str, spinning: bool) -> None:
     text = rf"^spinning is {spinning!r}; expected True, False, or None for the best choice$"

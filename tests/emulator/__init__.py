@@ -78,6 +78,10 @@ class EmulatedDevice:
     def clear(self, array: NDArray[Any]) -> None:
         array[...] = 0
 
+    def copy(self, target: NDArray[Any], source: NDArray[Any]) -> None:
+        assert (target.shape, target.dtype) == (source.shape, source.dtype)
+        target[...] = source
+
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
         return np.array(array, order="C")
 
@@ -107,6 +111,9 @@ class EmulatedDevice:
 
     def mark(self) -> "EmulatedMark":
         return EmulatedMark()
+
+    def compile(self, file: Path, definitions: tuple[str, ...] = ()) -> None:
+        compiled(file, definitions)
 
     def launch(
         self,

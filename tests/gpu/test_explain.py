@@ -62,13 +62,14 @@ def test_load_runs_the_whole_way(tiny_bundle: Path) -> None:
         assert gpu.explain(photo_pixels(), 2, deadline_ms=5000).complete
 
 
-def test_same_bytes_run_to_run_and_among_threads(cpu: Explainer, assets: Path) -> None:
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_same_bytes_run_to_run_and_among_threads(cuda_graph: bool, cpu: Explainer, assets: Path) -> None:
     photos = [assets / "images" / name for name in PHOTOS[VOC][:4]]
-    with Explainer(cpu.bundle, OnnxRuntimeCuda(), batch_size=32) as gpu:
+    with Explainer(cpu.bundle, OnnxRuntimeCuda(cuda_graph=cuda_graph), batch_size=32) as gpu:
         first = [gpu.explain(photo).heatmap.tobytes() for photo in photos]
         with ThreadPoolExecutor(2) as pool:
             assert list(pool.map(lambda photo: gpu.explain(photo).heatmap.tobytes(), photos * 3)) == first * 3
-    with Explainer(cpu.bundle, OnnxRuntimeCuda(), batch_size=32) as again:
+    with Explainer(cpu.bundle, OnnxRuntimeCuda(cuda_graph=cuda_graph), batch_size=32) as again:
         assert [again.explain(photo).heatmap.tobytes() for photo in photos] == first
 
 
