@@ -1,14 +1,43 @@
-"""A graph in float16, made by ONNX Runtime's own tool."""
+"""Graphs whose weights, or all of whose numbers, have half precision."""
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 
+from engine.backends.rounding import round_weights
 from engine.errors import BackendError
+
+TYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16),
+}
+"""NumPy's types of the precisions."""
+
+
+def with_rounded_weights(graph: Path, precision: str) -> onnx.ModelProto:
+    """Read a graph of float32, and round the weights of its filters as `round_weights` does: they stay float32.
+
+    Args:
+        graph: The file, beside which its weights lie.
+        precision: One of `TYPES`.
+
+    Returns:
+        The model, with its weights inside.
+
+    Raises:
+        BackendError: A weight is beyond the range of that precision.
+    """
+    model = onnx.load(str(graph))
+    try:
+        round_weights(model, TYPES[precision])
+    except BackendError as err:
+        raise BackendError(f"{graph}: {err}") from None
+    return model
 
 
 def to_float16(graph: Path, *, images: bool) -> bytes:
-    """Convert a graph from float32 to float16; its outputs stay float32.
+    """Convert a graph from float32 to float16, by ONNX Runtime's own tool; its outputs stay float32.
 
     Args:
         graph: The file, beside which its weights lie.
@@ -18,11 +47,11 @@ def to_float16(graph: Path, *, images: bool) -> bytes:
         The model, with its weights inside.
 
     Raises:
-        BackendError: It has operators that cannot be converted.
+        BackendError: It has operators that cannot be converted, or a weight is beyond the range of float16.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16  # takes a while, and not all need it
 
-    model = onnx.load(str(graph))
+    model = with_rounded_weights(graph, "float16")
     kept = [value.name for value in (*model.graph.output, *(() if images else model.graph.input))]
     try:
         converted = convert_float_to_float16(model, keep_io_types=kept)

@@ -17,6 +17,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from engine._version import __version__
 from engine.backends.base import Bound, Placed, Tensor
 from engine.backends.bound import BoundSession
+from engine.backends.half import TYPES, with_rounded_weights
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION, OnnxRuntimeSession, session_options
 from engine.backends.onnxruntime_cuda import (
     CUDA,
@@ -282,7 +283,9 @@ class TensorRtGraph:
             (TENSORRT, tensorrt_options(stream, self._precision, shape, engines, timings)),
             (CUDA, cuda_options(stream, tf32=self._precision != "float32")),
         ]
-        session = open_session(name, name, options, providers)
+        half = self._precision in TYPES
+        content = with_rounded_weights(self._graph, self._precision).SerializeToString() if half else name
+        session = open_session(name, content, options, providers)
         others = nodes_elsewhere(session, TENSORRT)
         if others:
             _LOG.warning("%s: %d nodes do not run in TensorRT: %s", name, len(others), ", ".join(others[:5]))

