@@ -51,7 +51,7 @@ def test_float32(rule: str, cuda_graph: bool, cpu: Explainer, assets: Path) -> N
 @pytest.mark.parametrize("precision", ["tf32", "float16"])
 @pytest.mark.parametrize("model", MODELS)
 def test_other_precisions(model: str, precision: str, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Where Otsu's cuts are in the same bins; a cut in the next one moves many pixels at once, whatever the precision."""
+    """Where Otsu's cuts are in the same bins: a cut in the next one moves many pixels, whatever the precision."""
     cpu = exported(assets, model, tmp_path_factory.getbasetemp()).explainer
     same_cuts = 0
     with Explainer(cpu.bundle, OnnxRuntimeCuda(), precision, 32) as gpu:
