@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check package slow openvino hosts triton clean
+.PHONY: demo test check package slow openvino hosts triton gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -32,6 +32,11 @@ hosts: $(VENV)/.dev tests/hosts/node_modules/.ready
 triton: $(VENV)-triton/.ready
 	$(VENV)-triton/bin/python -m pytest tests/triton
 
+# On a machine with an NVIDIA GPU: what needs one (under compute-sanitizer too, where that is installed), and the benchmark.
+gpu: $(VENV)-gpu/.ready
+	$(VENV)-gpu/bin/python -m pytest -m gpu tests/gpu
+	$(VENV)-gpu/bin/python -m benchmarks.gpu -o docs/gpu.md
+
 # Builds the wheel, compares its contents with the repository, and tries it in a clean venv outside the checkout.
 package: $(VENV)/.dev
 	$(BIN)/python -m scripts.check_wheel
@@ -53,6 +58,13 @@ $(VENV)/.dev: pyproject.toml
 		torchray==1.0.0.2 ttach==0.0.3
 	touch $@
 
+# onnxruntime-gpu instead of onnxruntime: both install the same package.
+$(VENV)-gpu/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/pip install --quiet --disable-pip-version-check --editable '.[gpu,demo,dev]'
+	$(VENV)-gpu/bin/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.29.2
+	touch $@
+
 # NumPy 1 and an OpenVINO of 2024, so an environment of its own.
 $(VENV)-openvino/.ready: Makefile
 	$(PYTHON) -m venv $(VENV)-openvino
@@ -72,4 +84,4 @@ $(VENV)-triton/.ready: Makefile pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-openvino $(VENV)-triton tests/hosts/node_modules build dist *.egg-info demo-output
+	rm -rf $(VENV) $(VENV)-openvino $(VENV)-triton $(VENV)-gpu tests/hosts/node_modules build dist *.egg-info demo-output

@@ -105,7 +105,9 @@ def _explanation(
         max_masks=None if options.max_masks is None else int(options.max_masks),
         deadline_ms=None if options.deadline_ms is None else float(options.deadline_ms),
         layers=found.layers,
-        precision=probe.precision if found.scored and probe.evaluations.get(probe.scorer) else "float32",
+        precision=probe.network.precision
+        if found.scored and probe.evaluations.get(probe.network.scorer)
+        else "float32",
         unit=method.unit,
         scored=found.scored,
         scorable=found.scorable,

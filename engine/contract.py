@@ -79,6 +79,19 @@ def expect_full_gradient(bundle: Bundle, session: Session) -> None:
     _expect(bundle, "full_gradient.onnx", session, [images, _TARGETS], [_logits(bundle), images, *attributions])
 
 
+def expect_explained(graph: str, found: Sequence[int], expected: Sequence[int]) -> None:
+    """Check that a graph has explained the classes that were asked about.
+
+    Raises:
+        BundleError: It has not.
+    """
+    if list(found) != list(expected):
+        raise BundleError(
+            f"{graph}.onnx: says that it explained the classes {list(found)}; expected {list(expected)}: it is not "
+            "what python -m engine.export writes, export the model again"
+        )
+
+
 def _expect_tapped(bundle: Bundle, graph: str, session: Session | Bound, layers: Sequence[Layer]) -> None:
     image, logits = Tensor(_FLOAT, (1, *bundle.image_shape)), Tensor(_FLOAT, (1, bundle.classes))
     maps = [Tensor(_FLOAT, (1, layer.channels, layer.height, layer.width)) for layer in layers]

@@ -108,6 +108,10 @@ class Options:
         if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
             raise OptionError(f"cancel is {self.cancel!r}; expected a flag with is_set(), such as threading.Event")
 
+    def within_budget(self, count: int) -> int:
+        """Return how many of so many changed images the caller allows."""
+        return count if self.max_masks is None else min(count, self.max_masks)
+
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

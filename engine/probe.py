@@ -12,9 +12,10 @@ from PIL import Image
 from engine.backends import Session
 from engine.bundle import Bundle
 from engine.clock import Clock
+from engine.contract import expect_explained
 from engine.costs import Costs
 from engine.deadline import Deadline
-from engine.errors import BundleError, OptionError
+from engine.errors import OptionError
 from engine.image import Baseline, Photo, make_baseline, prepare
 from engine.kernels import activate
 from engine.kernels.device import DeviceImage
@@ -31,7 +32,6 @@ Given: TypeAlias = "Photo | DeviceImage"
 """What can be explained; interop alone makes device images."""
 
 LAST_LAYER = "last_layer"
-_COUNTLESS = 1e9
 _GRADIENT_COST = 4  # an upper estimate, in forward passes
 
 
@@ -54,13 +54,11 @@ class Probe:
         ImageError: The image cannot be read or does not fit.
 
     Attributes:
-        bundle: The compiled model.
+        bundle, network, targets, options, wants_maps: As given.
         device_image: The image, if it is in device memory.
         picture: The part of the photo that the network sees; black, if the image is in device memory.
-        options: How to ask.
         deadline: When the result shall be there.
         clock: What took how long.
-        wants_maps: As given.
         evaluations: How many images each graph has computed, by the graph's name.
         scored_at: When the network last ended a run, by `time.perf_counter`.
     """
@@ -79,12 +77,9 @@ class Probe:
         wants_maps: bool = False,
     ) -> None:
         self.clock = Clock()
+        self.bundle, self.network, self.targets, self.options = bundle, network, targets, options
         self.wants_maps = wants_maps
-        self.bundle = bundle
-        self.options = options
         self.evaluations: dict[str, int] = {}
-        self._network = network
-        self._targets = targets
         self._logits: Floats | None = None
         self._tapped: Tapped | None = None
         self._last: Tapped | None = None
@@ -124,21 +119,6 @@ class Probe:
         return self._image
 
     @property
-    def precision(self) -> str:
-        """In what masks are scored."""
-        return self._network.precision
-
-    @property
-    def resident(self) -> Resident | None:
-        """Where everything can stay in device memory, on a GPU."""
-        return self._network.resident
-
-    @property
-    def scorer(self) -> str:
-        """The graph that scores masks."""
-        return self._network.scorer
-
-    @property
     def size(self) -> tuple[int, int]:
         """H and W of the network's input."""
         return self.bundle.image_shape[1:]
@@ -158,15 +138,9 @@ class Probe:
         return self._logits
 
     @property
-    def target_count(self) -> int:
-        """K, how many classes are asked about."""
-        return len(self._targets)
-
-    @property
     def classes(self) -> list[int]:
         """Indices of the K classes, the top-1 class by its own."""
-        top = int(self.logits.argmax())
-        return [top if target == TOP_CLASS else int(target) for target in self._targets]
+        return self._indices(self.targets)
 
     def class_scores(self, logits: Floats | None = None) -> NDArray[np.float64]:
         """Return scores for the K classes, float64 [K].
@@ -209,8 +183,8 @@ class Probe:
         Raises:
             As `tap`.
         """
-        for start in range(0, len(self._targets), CLASSES_AT_ONCE):
-            part = self._targets[start : start + CLASSES_AT_ONCE]
+        for start in range(0, len(self.targets), CLASSES_AT_ONCE):
+            part = self.targets[start : start + CLASSES_AT_ONCE]
             expect_wanted(self.options.cancel)
             work = f"tapped of {len(part)}"
             self._until("tapped", work)
@@ -220,7 +194,7 @@ class Probe:
             self._logits, indices = gpu.read(len(part))
             self._image_s = time.perf_counter() - began
             self._costs.note(work, self._image_s)
-            self._expect_meant("tapped", part, indices)
+            expect_explained("tapped", indices, self._indices(part))
             self.count("tapped", 1)
 
     def layer(self, number: int) -> tuple[Floats, Floats]:
@@ -241,26 +215,6 @@ class Probe:
             number = -1
         found = found or self.tap()
         return found.maps[number], found.averages[number]
-
-    def layer_gradients(self, layer: int) -> Floats:
-        """Return ∂logit/∂F_l for the K classes, float32 [K, C_l, h_l, w_l], by the gradient companions.
-
-        Args:
-            layer: Number of the feature layer, from 0.
-
-        Raises:
-            ImageError: The network computes NaN or infinity.
-            BackendError: The runtime failed.
-        """
-        count = len(self.bundle.layers)
-        self.layer(layer)
-        with self.clock("gradient"):
-            gradient = np.zeros((len(self.classes), self.bundle.classes), np.float32)
-            gradient[np.arange(len(self.classes)), self.classes] = 1.0
-            for number in range(count, layer, -1):
-                name = "head" if number == count else f"block{number + 1}"
-                gradient = finite(self.run(f"{name}.grad", [self.layer(number - 1)[0][None], gradient])[0])
-        return gradient
 
     def run(self, graph: str, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Run a graph of the bundle once, unless the caller wants no result any more.
@@ -313,7 +267,7 @@ class Probe:
             CancelledError: The caller wants no result any more.
             BackendError: The runtime failed, or the system has no more threads.
         """
-        graph = self.scorer if graph is None else graph
+        graph = self.network.scorer if graph is None else graph
         classes, session, options = self.classes, self._session(graph), self.options
         pace, activation = self.pace(graph), activation or options.activation
         with self.clock("score"):
@@ -382,38 +336,25 @@ class Probe:
             cancel=self.options.cancel,
         )
 
-    def within_budget(self, count: int) -> int:
-        """Return how many of so many changed images the caller allows."""
-        most = self.options.max_masks
-        return count if most is None else min(count, most)
-
     def affordable(self) -> int | None:
         """Return how many masks are likely to be scored before the deadline; None when there is none."""
         if self.options.deadline_ms is None:
             return None
-        return int(min(self.pace(self.scorer).fit(), _COUNTLESS)) * self._runs_at_once(self.scorer)
+        return int(min(self.pace(self.network.scorer).fit(), 1e9)) * self._runs_at_once(self.network.scorer)
 
-    def layer_number(self, name: str | None) -> int:
-        """Return the number of a feature layer from 0, by its name; None is the last layer.
-
-        Raises:
-            OptionError: The bundle has no such layer.
-        """
-        names = [layer.name for layer in self.bundle.layers]
-        if name is None:
-            return len(names) - 1
-        if name not in names:
-            raise OptionError(f"layer is {name!r}; expected one of {', '.join(names)}, or None for the last")
-        return names.index(name)
+    def _indices(self, targets: Sequence[int]) -> list[int]:
+        top = int(self.logits.argmax())
+        return [top if target == TOP_CLASS else int(target) for target in targets]
 
     def _runs_at_once(self, graph: str) -> int:
-        return 1 if graph == self.scorer and self.resident is not None else self._session(graph).runs_at_once
+        on_device = graph == self.network.scorer and self.network.resident is not None
+        return 1 if on_device else self._session(graph).runs_at_once
 
     def _session(self, graph: str) -> Session:
-        if self._network.is_open(graph):
-            return self._network.session(graph)
+        if self.network.is_open(graph):
+            return self.network.session(graph)
         with self.clock("open"):
-            return self._network.session(graph)
+            return self.network.session(graph)
 
     def count(self, graph: str, images: int) -> None:
         """Take note that a graph has computed so many images, until now."""
@@ -424,28 +365,18 @@ class Probe:
         """Run `tapped`, or `last_layer`, which is the same for that layer alone."""
         averages: list[list[Floats]] = []
         with self.clock("tap"):
-            for start in range(0, len(self._targets), CLASSES_AT_ONCE):
-                part = self._targets[start : start + CLASSES_AT_ONCE]
+            for start in range(0, len(self.targets), CLASSES_AT_ONCE):
+                part = self.targets[start : start + CLASSES_AT_ONCE]
                 logits, indices, *rest = self.run(graph, [self.image, np.array(part, np.int64)])
                 count = len(rest) // 2
                 self._logits = finite(logits)
-                self._expect_meant(graph, part, indices.tolist())
+                expect_explained(graph, indices.tolist(), self._indices(part))
                 averages.append([finite(alpha) for alpha in rest[count:]])
             maps = [finite(layer)[0] for layer in rest[:count]]
         self._image_s = self.clock.timings_ms["tap"] / 1e3  # such a run holds a forward one
         return Tapped(
             maps=tuple(maps), averages=tuple(np.concatenate(alphas) for alphas in zip(*averages, strict=True))
         )
-
-    def _expect_meant(self, graph: str, part: Sequence[int], indices: Sequence[int]) -> None:
-        """Check that a graph has explained the classes that were asked about."""
-        top = int(self.logits.argmax())
-        meant = [top if target == TOP_CLASS else int(target) for target in part]
-        if list(indices) != meant:
-            raise BundleError(
-                f"{graph}.onnx: says that it explained the classes {list(indices)}; expected {meant}: it is not what "
-                "python -m engine.export writes, export the model again"
-            )
 
     def _until(self, graph: str, work: str) -> float | None:
         """Return when a run is to be stopped, on the clock of `time.perf_counter`; None for never.

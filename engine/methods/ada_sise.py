@@ -81,10 +81,10 @@ class AdaSise:
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, with one scoring of all their masks."""
-        if probe.resident is not None:
+        if probe.network.resident is not None:
             from engine.methods.on_device import explain_on_device  # which knows this module
 
-            return explain_on_device(self, probe, probe.resident)
+            return explain_on_device(self, probe, probe.network.resident)
         baseline = probe.baseline(self.baseline)
         tapped = probe.tap()
         count = len(probe.classes)
@@ -107,7 +107,7 @@ class AdaSise:
             own: The masks of the class.
         """
         total = len(own.masks)
-        count, likely = probe.within_budget(total), probe.affordable()
+        count, likely = probe.options.within_budget(total), probe.affordable()
         most = PRESETS[self.preset]
         count = count if most is None else min(count, most)
         likely = count if likely is None else min(count, likely // len(probe.classes))

@@ -7,6 +7,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.bundle import Bundle
+from engine.errors import OptionError
 from engine.explanation import LayerReport
 from engine.probe import Probe
 
@@ -63,3 +65,17 @@ class Method(Protocol):
             BackendError: The runtime failed, or the system has no more threads.
         """
         ...
+
+
+def layer_number(bundle: Bundle, name: str | None) -> int:
+    """Return the number of a feature layer from 0, by its name; None is the last layer.
+
+    Raises:
+        OptionError: The bundle has no such layer.
+    """
+    names = [layer.name for layer in bundle.layers]
+    if name is None:
+        return len(names) - 1
+    if name not in names:
+        raise OptionError(f"layer is {name!r}; expected one of {', '.join(names)}, or None for the last")
+    return names.index(name)

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.kernels import scale_to_unit, upsample
-from engine.methods.base import Attribution, Map
+from engine.methods.base import Attribution, Map, layer_number
 from engine.probe import Probe
+from engine.scoring import finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class GradCam:
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe."""
-        layer = probe.layer_number(self.layer)
+        layer = layer_number(probe.bundle, self.layer)
         maps, averages = probe.layer(layer)
         maps64 = maps.astype(np.float64)
         return [activation_map(np.einsum("k,khw->hw", alpha, maps64), probe) for alpha in averages]
@@ -47,9 +48,9 @@ class _ByGradients(ABC):
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe."""
-        layer = probe.layer_number(self.layer)
+        layer = layer_number(probe.bundle, self.layer)
         maps = probe.layer(layer)[0].astype(np.float64)
-        return [activation_map(self.make(maps, g.astype(np.float64)), probe) for g in probe.layer_gradients(layer)]
+        return [activation_map(self.make(maps, g.astype(np.float64)), probe) for g in _gradients(probe, layer)]
 
     @staticmethod
     @abstractmethod
@@ -145,3 +146,16 @@ def activation_map(values: Map, probe: Probe, *, scored: int = 0, scorable: int 
 def _quotient(above: Map, below: Map) -> NDArray[np.float64]:
     """Divide, and return 0 where the divisor is 0."""
     return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
+
+
+def _gradients(probe: Probe, layer: int) -> NDArray[np.float32]:
+    """Return ∂logit/∂F_l for the K classes, float32 [K, C_l, h_l, w_l], by the gradient companions."""
+    count = len(probe.bundle.layers)
+    probe.layer(layer)
+    with probe.clock("gradient"):
+        gradient = np.zeros((len(probe.classes), probe.bundle.classes), np.float32)
+        gradient[np.arange(len(probe.classes)), probe.classes] = 1.0
+        for number in range(count, layer, -1):
+            name = "head" if number == count else f"block{number + 1}"
+            gradient = finite(probe.run(f"{name}.grad", [probe.layer(number - 1)[0][None], gradient])[0])
+    return gradient

@@ -71,7 +71,7 @@ class ExtremalPerturbation:
         with probe.clock("blur"):
             perturbation = Perturbation(probe.image[0])
         ascents = [[Ascent(perturbation, area) for area in self.areas] for _ in probe.classes]
-        each = probe.within_budget(self.iterations * len(self.areas))
+        each = probe.options.within_budget(self.iterations * len(self.areas))
         targets = np.tile(np.array(probe.classes), each)
         in_turn = [ascent for of_area in zip(*ascents, strict=True) for ascent in of_area]
         turns = _Turns(perturbation.shape, in_turn, len(targets))

@@ -84,7 +84,7 @@ class SmoothGrad:
             return np.asarray(image + deviation * generator.standard_normal(image.shape, np.float32))
 
         found = []
-        for total, count in _summed(probe, noisy, probe.within_budget(self.samples)):
+        for total, count in _summed(probe, noisy, probe.options.within_budget(self.samples)):
             mean = (total / max(count, 1)).astype(np.float32)
             found.append(Attribution(heatmap=_strongest(mean), attribution=mean, scored=count, scorable=self.samples))
         return found
@@ -127,7 +127,7 @@ class IntegratedGradients:
         start = np.zeros_like(probe.image[0]) if start is None else start
         way = probe.image[0].astype(np.float64) - start
         rises = (probe.logits - finite(probe.run("forward", [start[None]])[0]))[0, probe.classes]
-        steps = probe.within_budget(self.steps)
+        steps = probe.options.within_budget(self.steps)
         order = spread_order(steps)
 
         def midpoint(number: int) -> Floats:

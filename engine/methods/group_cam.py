@@ -10,7 +10,7 @@ from engine.budget import take_turns
 from engine.feature_masks import FeatureMasks
 from engine.image import Baseline
 from engine.kernels import is_flat, scale_to_unit, upsample
-from engine.methods.base import Attribution
+from engine.methods.base import Attribution, layer_number
 from engine.options import expect_whole
 from engine.probe import Probe
 from engine.scoring import finite
@@ -53,17 +53,19 @@ class GroupCam:
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, with one scoring of all their masks."""
-        layer = probe.layer_number(self.layer)
+        layer = layer_number(probe.bundle, self.layer)
         baseline = probe.baseline(self.baseline)
         tapped = probe.tap()
         with probe.clock("select"):
             grouped = [self._group(tapped.maps[layer], alpha) for alpha in tapped.averages[layer]]
             strongest = [np.argsort(-maps.sum(axis=(1, 2)), kind="stable") for maps in grouped]
             order = [own[~is_flat(maps)[own]].tolist() for own, maps in zip(strongest, grouped, strict=True)]
-        planned = [[(k, group) for group in own[: probe.within_budget(len(own))]] for k, own in enumerate(order)]
+        planned = [
+            [(k, group) for group in own[: probe.options.within_budget(len(own))]] for k, own in enumerate(order)
+        ]
         rows = FeatureMasks(probe.image[0], baseline, grouped, take_turns(planned))
         nothing = np.zeros_like(probe.image) if baseline is None else baseline[None]
-        (logits,) = probe.run(probe.scorer, [nothing])  # before the masks, which a deadline ends
+        (logits,) = probe.run(probe.network.scorer, [nothing])  # before the masks, which a deadline ends
         without = probe.class_scores(finite(logits))
         masks = rows.by_layer(probe.score(rows))
         found = []

@@ -40,7 +40,7 @@ class AblationCam:
         empty = np.logical_not(maps.any(axis=(1, 2)))
         orders = [np.argsort(-np.abs(alpha.astype(np.float64)), kind="stable") for alpha in averages]
         scorable = int(np.count_nonzero(~empty))
-        planned = [order[~empty[order]][: probe.within_budget(scorable)] for order in orders]
+        planned = [order[~empty[order]][: probe.options.within_budget(scorable)] for order in orders]
         channels = np.array(take_turns([order.tolist() for order in planned]), np.int64)
         logits = probe.score(_WithoutMap(maps, channels), graph="head", activation="none")
         lost = np.zeros((len(maps), logits.shape[1]))
@@ -82,7 +82,7 @@ class ReciproCam:
         maps, _ = probe.layer(-1)
         places = np.argsort(-np.abs(maps).sum(axis=0, dtype=np.float64), axis=None, kind="stable")
         rows = _OnePlace(maps, places, gaussian=self.gaussian)
-        scores = probe.score(rows, probe.within_budget(len(places)), graph="head")
+        scores = probe.score(rows, probe.options.within_budget(len(places)), graph="head")
         values = np.tile(scores.min(axis=0), (len(places), 1))
         values[places[: len(scores)]] = scores
         return [

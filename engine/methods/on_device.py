@@ -32,7 +32,7 @@ def explain_on_device(method: AdaSise, probe: Probe, gpu: Resident) -> list[Attr
     with gpu.turn():
         gpu.resize(options.batch_size)
         run = _Run(method, probe, gpu)
-        return run.explain_one() if all_masks and probe.target_count == 1 else run.explain_planned()
+        return run.explain_one() if all_masks and len(probe.targets) == 1 else run.explain_planned()
 
 
 class _Run:
@@ -74,7 +74,7 @@ class _Run:
         (own,) = plans
         of_layers = np.concatenate([own.of_layer(layer) for layer in range(len(kernels.shapes))])
         made = self._heatmap(table, ranges, scores)
-        self._probe.count(self._probe.scorer, done)
+        self._probe.count(self._probe.network.scorer, done)
         measured = np.full(count, np.nan)
         measured[of_layers] = device.download(scores)[:count, 0]
         return self._ended([self._attribution(own, measured, measured, made)])
@@ -94,7 +94,7 @@ class _Run:
         turns = take_turns([own.pairs(order) for own, order in zip(plans, orders, strict=True)])
         table = kernels.place(_masks(np.array(turns, np.int32).reshape(-1, 2)))
         _, scores, done = self._score(table)
-        probe.count(probe.scorer, done)
+        probe.count(probe.network.scorer, done)
         rows = {pair: row for row, pair in enumerate(turns[:done])}
         found = gpu.device.download(scores)[:done]
         parts = enumerate(zip(plans, orders, krigings, strict=True))
@@ -139,7 +139,7 @@ class _Run:
         self._enter("score")
         probe = self._probe
         ranges = self._kernels.find_ranges(table)
-        pace = probe.pace(probe.scorer)
+        pace = probe.pace(probe.network.scorer)
         return ranges, *self._gpu.score(table, ranges, probe.classes, probe.options.activation, pace, meanwhile)
 
     def _heatmap(self, table: Table, ranges: Ranges, scores: Array) -> "_Made":

@@ -61,7 +61,7 @@ class Rise:
         rows = RandomMasks(
             probe.image[0],
             probe.baseline(self.baseline),
-            probe.within_budget(self.masks),
+            probe.options.within_budget(self.masks),
             cells=self.cells,
             probability=self.probability,
             seed=self.seed,

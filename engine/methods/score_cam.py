@@ -10,7 +10,7 @@ from engine.budget import take_turns
 from engine.feature_masks import FeatureMasks
 from engine.image import Baseline
 from engine.kernels import is_flat, select_channels
-from engine.methods.base import Attribution
+from engine.methods.base import Attribution, layer_number
 from engine.methods.cam import activation_map
 from engine.options import expect_known
 from engine.probe import Probe
@@ -50,7 +50,7 @@ class ScoreCam:
 
     def explain(self, probe: Probe) -> list[Attribution]:
         """Explain every class of the probe, with one scoring of all their masks."""
-        layer = probe.layer_number(self.layer)
+        layer = layer_number(probe.bundle, self.layer)
         baseline = probe.baseline(self.baseline)
         tapped = probe.tap()
         maps = tapped.maps[layer]
@@ -58,7 +58,7 @@ class ScoreCam:
             flat = is_flat(maps)
             chosen = [select_channels(alpha, "all") for alpha in tapped.averages[layer]]
             orders = [selection.channels[~flat[selection.channels]] for selection in chosen]
-            planned = [order[: probe.within_budget(len(order))] for order in orders]
+            planned = [order[: probe.options.within_budget(len(order))] for order in orders]
         turns = take_turns([order.tolist() for order in planned])
         rows = FeatureMasks(probe.image[0], baseline, [maps], [(0, channel) for channel in turns])
         scores = probe.score(rows, activation="none" if self.weights == "softmax" else None)
