@@ -26,9 +26,12 @@ def with_rounded_weights(graph: Path, precision: str) -> onnx.ModelProto:
         The model, with its weights inside.
 
     Raises:
-        BackendError: A weight is beyond the range of that precision.
+        BackendError: The file cannot be read, or a weight is beyond the range of that precision.
     """
-    model = onnx.load(str(graph))
+    try:
+        model = onnx.load(str(graph))
+    except Exception as err:  # the errors of onnx and of protobuf share no base class below Exception
+        raise BackendError(f"{graph}: is no ONNX graph: {' '.join(str(err).split())}") from err
     try:
         round_weights(model, TYPES[precision])
     except BackendError as err:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.base import Brake, Tensor
+from engine.backends.half import with_rounded_weights
 from engine.backends.threads import Threads, expect_same_process
 from engine.errors import BackendError, MissingRuntimeError, OptionError
 
@@ -91,8 +92,11 @@ class OpenVinoCpu:
             "ENABLE_HYPER_THREADING": True,  # else it would take fewer threads than it is asked to
             "ENABLE_CPU_PINNING": False,  # else explainers side by side would all sit on the first CPUs
         }
+        content = graph
+        if precision == "bfloat16" and isinstance(graph, Path):
+            content = with_rounded_weights(graph, precision).SerializeToString()
         try:
-            compiled = _CORE.compile_model(_CORE.read_model(graph), _DEVICE, properties)
+            compiled = _CORE.compile_model(_CORE.read_model(content), _DEVICE, properties)
         except Exception as err:  # OpenVINO raises RuntimeError, and its bindings TypeError and others
             reason = " ".join(str(err).split())
             raise BackendError(f"{name}: {self.runtime} refused the graph: {reason}") from err

@@ -17,6 +17,8 @@ from engine.errors import BackendError
 
 Floats = NDArray[np.float32]
 
+_AT_ONCE = 1 << 18  # numbers that the caches hold, with what is worked out of each
+
 
 def round_weights(model: onnx.ModelProto, kind: DTypeLike) -> None:
     """Round the weights of convolutions and matrix products, in place: they are numbers of another type then.
@@ -60,6 +62,11 @@ def keep_sums(groups: Floats, kind: DTypeLike) -> Floats:
     Returns:
         float32 [n, K], numbers of that type.
     """
+    size = max(1, _AT_ONCE // groups.shape[1])
+    return np.concatenate([_keep_sums(groups[i : i + size], kind) for i in range(0, len(groups), size)])
+
+
+def _keep_sums(groups: Floats, kind: DTypeLike) -> Floats:
     nearest = groups.astype(kind)
     found = nearest.astype(np.float32)
     error = found - groups
