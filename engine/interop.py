@@ -13,9 +13,7 @@ never `pycuda.autoinit`, which makes another). The engine works on a stream of i
 from dataclasses import dataclass
 from typing import Unpack, overload
 
-import numpy as np
-
-from engine.errors import ImageError, OptionError
+from engine.errors import OptionError
 from engine.explainer import Explainer
 from engine.explanation import Explanation
 from engine.kernels.device import Array, DeviceImage, DevicePointer
@@ -79,25 +77,12 @@ def explain(
         ImageError: The image is not on the GPU, or of another shape or type; or the network computes NaN or infinity.
         EngineError: As for `Explainer.explain`.
     """
-    device = explainer.device_memory
-    if device is None:
+    if explainer.device_memory is None:
         raise OptionError(f"device is {explainer.device!r}; expected an explainer that was loaded with device='cuda'")
-    shape = (1, *explainer.bundle.image_shape)
-    given = device.adopt(image)
-    if tuple(given.shape) not in (shape, shape[1:]) or np.dtype(given.dtype).kind != "f":
-        raise ImageError(
-            f"the image is {given.dtype} {list(given.shape)}; expected floats {list(shape)}: the network's input, "
-            "prepared as the bundle says"
-        )
-    device.come_after(stream)
-    prepared = DeviceImage(device.contiguous(given, shape))
+    given = DeviceImage(image, stream)
     targets: list[Target] = list(target) if isinstance(target, list | tuple) else [target]
-    try:
-        found = explainer.explain(prepared, targets, **choices)
-    finally:
-        device.come_before(stream)  # also if it fails: the image may not have been copied yet
+    found = explainer.explain(given, targets, **choices)
     made = [
-        DeviceExplanation(heatmap=heatmap, explanation=one)
-        for heatmap, one in zip(prepared.heatmaps, found, strict=True)
+        DeviceExplanation(heatmap=heatmap, explanation=one) for heatmap, one in zip(given.heatmaps, found, strict=True)
     ]
     return made if isinstance(target, list | tuple) else made[0]

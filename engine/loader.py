@@ -99,7 +99,7 @@ def load(
                 "runtime": backend.runtime,
                 "precision": precision,
                 "providers": None if providers is None else list(providers),
-                "cuda_graph": cuda_graph,
+                **({"cuda_graph": True} if cuda_graph else {}),
             },
         )
     explainer = Explainer(bundle, create(setup), precision, setup.batch_size)

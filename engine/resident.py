@@ -15,7 +15,7 @@ from engine.backends import Gpu
 from engine.backends.threads import expect_same_process
 from engine.bundle import Bundle
 from engine.contract import expect_forward, expect_tapped
-from engine.errors import DeviceMemoryError
+from engine.errors import DeviceMemoryError, ImageError
 from engine.kernels.device import Array, DeviceImage, Mark
 from engine.kernels.launch import Kernels, Ranges, Table
 from engine.pace import Pace
@@ -65,6 +65,7 @@ class Resident:
         self._shape = bundle.image_shape
         self._lock, self._process = Lock(), os.getpid()
         empty = self.device.empty
+        self.device.free_unused()  # what a sweep over batch sizes has left
         self._tapped = gpu.open(bundle.tapped)
         expect_tapped(bundle, self._tapped)
         self._forward = gpu.open(bundle.forward, precision=precision, many_runs=True)
@@ -114,11 +115,26 @@ class Resident:
         Args:
             image: float32 [1, C, H, W], or one on the device.
             baseline: What masked-out pixels become, float32 [C, H, W], or None for zeros.
+
+        Raises:
+            ImageError: It is not on the device, or of another shape or type.
         """
-        self.device.copy(self._image, image.array if isinstance(image, DeviceImage) else self.device.upload(image))
+        self.device.copy(
+            self._image, self._adopt(image) if isinstance(image, DeviceImage) else self.device.upload(image)
+        )
         self._baseline = None if baseline is None else self.device.upload(baseline)
         self._contrast = self._image if baseline is None else self.kernels.difference(self._image, self._baseline)
         self.kernels.begin()
+
+    def _adopt(self, image: DeviceImage) -> Array:
+        shape, given = (1, *self._shape), self.device.adopt(image.source)
+        if tuple(given.shape) not in (shape, shape[1:]) or np.dtype(given.dtype).kind != "f":
+            raise ImageError(
+                f"the image is {given.dtype} {list(given.shape)}; expected floats {list(shape)}: the network's input, "
+                "prepared as the bundle says"
+            )
+        self.device.come_after(image.stream)
+        return given.reshape(shape)
 
     def tap(self, targets: Sequence[int]) -> None:
         """Run the tapped pass for at most `CLASSES_AT_ONCE` classes: maps and average gradients are then there."""
@@ -218,7 +234,7 @@ class Resident:
                 break
             part = range(done, min(done + self.batch_size, table.count))  # fewer would cost as much
             if not self._try_part(table, ranges, part):
-                self._halve()
+                self._make_room()
                 self._make_batch()
                 continue
             self.kernels.activate(self._scored, len(part), targets, activation, scores, part.start)
@@ -245,7 +261,7 @@ class Resident:
         """Allocate the scoring batch, which stays where it is, and run it once."""
         asked, self.asked_batch_size = self.asked_batch_size, 0  # if this fails, the next image tries it again
         while not self._try_batch(self.batch_size):
-            self._halve()
+            self._make_room()
         self.asked_batch_size = asked
 
     def _try_batch(self, size: int) -> bool:
@@ -268,15 +284,17 @@ class Resident:
         run()  # takes memory, chooses algorithms, builds or captures: no image waits for that
         return batch, scored, run
 
-    def _halve(self) -> None:
-        """Give the batch up, for one of half its size."""
-        if self.batch_size == 1:
-            raise DeviceMemoryError(
-                f"{self._gpu.name}: has no memory for one masked image; expected some: end other programs that use it"
-            )
-        self.batch_size //= 2
-        logging.getLogger(__name__).warning("out of device memory: batches of %d from now on", self.batch_size)
-        self._batches.clear()
+    def _make_room(self) -> None:
+        """Free what is kept for batches of other sizes; where there is nothing, score half as many at a time."""
+        if not set(self._batches) - {self.batch_size}:
+            if self.batch_size == 1:
+                raise DeviceMemoryError(
+                    f"{self._gpu.name}: has no memory for one masked image; expected some: end other programs that use "
+                    "it"
+                )
+            self.batch_size //= 2
+            logging.getLogger(__name__).warning("out of device memory: batches of %d from now on", self.batch_size)
+        self._batches = {size: own for size, own in self._batches.items() if size == self.batch_size}
         self._batch = self._scored = None
         self._run = _nothing
         self.device.free_unused()

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from engine import interop
 from engine.bundle import load_bundle
 from engine.explainer import Explainer
 from engine.image import prepare
-from tests.emulator import EmulatedBackend
+from tests.emulator import EmulatedBackend, EmulatedDevice
 from tests.tiny_cnn import photo_pixels
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to run CUDA kernels without a GPU")
@@ -94,9 +95,27 @@ def test_other_images(given: object, says: str, gpu: Explainer) -> None:
 
 
 def test_the_callers_stream_waits_for_a_failure_too(image: NDArray[np.float32], gpu: Explainer) -> None:
-    with pytest.raises(engine.OptionError, match="rule is 'none'"):
-        interop.explain(gpu, image, rule="none", stream=5)
+    image[0, 0, 3, 3] = np.nan
+    with pytest.raises(engine.ImageError, match="NaN"):
+        interop.explain(gpu, image, stream=5)
     assert gpu.device_memory.waits == [("after", 5), ("before", 5)]
+
+
+def test_the_device_is_used_in_turn(
+    image: NDArray[np.float32], gpu: Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while another thread of the explainer captures its runs."""
+    resident = gpu._opened().resident
+    for name in ("adopt", "copy", "come_after", "come_before"):
+        own = getattr(EmulatedDevice, name)
+
+        def within(self: EmulatedDevice, *arguments: object, own: Any = own) -> object:
+            assert resident._lock.locked()
+            return own(self, *arguments)
+
+        monkeypatch.setattr(EmulatedDevice, name, within)
+    interop.explain(gpu, image, 1)
+    assert not resident._lock.locked()
 
 
 def test_a_type_that_nobody_knows() -> None:

@@ -14,6 +14,7 @@ import pytest
 import engine
 from engine.backends import OnnxRuntimeCpu
 from engine.bundle import load_bundle
+from engine.errors import DeviceMemoryError
 from engine.explainer import Explainer
 from engine.kernels.select import RULES
 from tests.emulator import EmulatedBackend, EmulatedDevice, EmulatedGraph
@@ -181,30 +182,44 @@ def test_batches_of_few_sizes_are_kept(gpu: Explainer) -> None:
     assert sorted(gpu._opened().resident._batches) == [2, 7]
 
 
+def alive_batches(monkeypatch: pytest.MonkeyPatch, most: int = 1 << 20) -> list[list[int]]:
+    """Note of how many images the batches are that are there whenever one more is allocated; they have some room."""
+    own_empty, noted = EmulatedDevice.empty, list[list[int]]()
+    batches: list[weakref.ref[np.ndarray]] = []
+
+    def empty(self: EmulatedDevice, shape: tuple[int, ...], dtype: object) -> np.ndarray:
+        if len(shape) != 4 or shape[0] == 1:
+            return own_empty(self, shape, dtype)
+        noted.append([len(array) for array in (own() for own in batches) if array is not None])
+        if sum(noted[-1]) + shape[0] > most:
+            raise DeviceMemoryError("out of memory")
+        array = own_empty(self, shape, dtype)
+        batches.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(EmulatedDevice, "empty", empty)
+    return noted
+
+
 @pytest.mark.parametrize("later", [False, True])
 def test_a_batch_that_is_given_up_is_free(later: bool, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the next is allocated: the error that says that there is no memory keeps none of it."""
-    batches: list[weakref.ref[np.ndarray]] = []
-    own_empty, own_free = EmulatedDevice.empty, EmulatedDevice.free_unused
-    alive: list[list[tuple[int, ...]]] = []
-
-    def empty(self: EmulatedDevice, shape: tuple[int, ...], dtype: object) -> np.ndarray:
-        array = own_empty(self, shape, dtype)
-        if len(shape) == 4 and shape[0] > 1:
-            batches.append(weakref.ref(array))
-        return array
-
-    def free_unused(self: EmulatedDevice) -> None:
-        alive.append([array.shape for array in (own() for own in batches) if array is not None])
-        own_free(self)
-
-    monkeypatch.setattr(EmulatedDevice, "empty", empty)
-    monkeypatch.setattr(EmulatedDevice, "free_unused", free_unused)
+    kept = alive_batches(monkeypatch)
     backend = EmulatedBackend(None if later else 4)
     with Explainer(load_bundle(tiny_bundle), backend, batch_size=16) as gpu:
         backend.gpu.fits = 4
         gpu.explain(photo_pixels(), 1)
-    assert alive == [[], []]
+    assert kept == [[], [], []]
+
+
+def test_idle_batches_are_given_up_before_a_batch_is_halved(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = alive_batches(monkeypatch, most=20)
+    with Explainer(load_bundle(tiny_bundle), EmulatedBackend(), batch_size=4) as gpu:
+        for size in (18, 4, 16, 4):
+            assert gpu.explain(photo_pixels(), 1, batch_size=size).warnings == ()
+        text = "out of device memory: batches of 15 were scored, not of 30"
+        assert gpu.explain(photo_pixels(), 1, batch_size=30).warnings == (text,)
+    assert kept == [[], [4], [], [18], [], [4], [4, 16], [], []]
 
 
 @pytest.mark.parametrize("later", [False, True])

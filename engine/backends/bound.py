@@ -1,7 +1,7 @@
 """Graphs in ONNX Runtime that take and give arrays where they lie, without a copy."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import onnx
 import onnxruntime as ort
@@ -71,7 +71,11 @@ class BoundSession:
                 if self._worker is None:
                     self._session.run_with_iobinding(binding, options)
                 else:
-                    self._worker.submit(self._session.run_with_iobinding, binding, options).result()
+                    under_way = self._worker.submit(self._session.run_with_iobinding, binding, options)
+                    try:
+                        under_way.result()
+                    finally:
+                        wait([under_way])  # an interrupt shall not let the next work begin within a capture
             except Exception as err:  # ONNX Runtime's own exceptions share no base class below Exception
                 raise failure(self._name, "failed", err) from err
 

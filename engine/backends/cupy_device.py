@@ -55,7 +55,7 @@ class CupyDevice:
             array.fill(0)
 
     def copy(self, target: Array, source: Array) -> None:
-        """Write an array over another of the same size and type."""
+        """Write an array over another of the same shape, as numbers of its type."""
         with self._here():
             target[...] = source
 
@@ -87,11 +87,6 @@ class CupyDevice:
             f"the image is a {type(image).__name__}; expected a DevicePointer, or an array on the GPU that has "
             "__cuda_array_interface__ or __dlpack__"
         )
-
-    def contiguous(self, array: Array, shape: tuple[int, ...]) -> Array:
-        """Return a copy in float32 of this shape, without gaps."""
-        with self._here():
-            return cupy.array(array, np.float32, order="C").reshape(shape)
 
     def come_after(self, stream: int) -> None:
         """Do what comes next when another stream has done all that was asked of it so far."""

@@ -15,7 +15,7 @@ TYPES = {
 """NumPy's types of the precisions."""
 
 
-def with_rounded_weights(graph: Path, precision: str) -> onnx.ModelProto:
+def with_rounded_weights(graph: Path, precision: str) -> bytes:
     """Read a graph of float32, and round the weights of its filters as `round_weights` does: they stay float32.
 
     Args:
@@ -26,8 +26,12 @@ def with_rounded_weights(graph: Path, precision: str) -> onnx.ModelProto:
         The model, with its weights inside.
 
     Raises:
-        BackendError: The file cannot be read, or a weight is beyond the range of that precision.
+        BackendError: The file cannot be read, a weight is beyond the range of that precision, or there are too many.
     """
+    return _bytes(graph, _rounded(graph, precision))
+
+
+def _rounded(graph: Path, precision: str) -> onnx.ModelProto:
     try:
         model = onnx.load(str(graph))
     except Exception as err:  # the errors of onnx and of protobuf share no base class below Exception
@@ -50,11 +54,12 @@ def to_float16(graph: Path, *, images: bool) -> bytes:
         The model, with its weights inside.
 
     Raises:
-        BackendError: It has operators that cannot be converted, or a weight is beyond the range of float16.
+        BackendError: It has operators that cannot be converted, a weight is beyond the range of float16, or there are
+            too many.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16  # takes a while, and not all need it
 
-    model = with_rounded_weights(graph, "float16")
+    model = _rounded(graph, "float16")
     kept = [value.name for value in (*model.graph.output, *(() if images else model.graph.input))]
     try:
         converted = convert_float_to_float16(model, keep_io_types=kept)
@@ -63,5 +68,14 @@ def to_float16(graph: Path, *, images: bool) -> bytes:
             f"{graph}: cannot be converted to float16: {' '.join(str(err).split())}; expected a graph that can: take "
             "precision 'float32' or 'tf32'"
         ) from err
-    content: bytes = converted.SerializeToString()
-    return content
+    return _bytes(graph, converted)
+
+
+def _bytes(graph: Path, model: onnx.ModelProto) -> bytes:
+    try:
+        return model.SerializeToString()
+    except Exception as err:  # protobuf's own
+        raise BackendError(
+            f"{graph}: has too many weights for half precision, which takes them in one piece of at most 2 GiB: "
+            f"{' '.join(str(err).split())}; take precision 'float32' or 'tf32'"
+        ) from err

@@ -233,22 +233,25 @@ class TensorRtGraph:
     def _open(self, size: int) -> BoundSession:
         if self._hash() != self._digest:
             raise BackendError(f"{self._graph}: was changed after it had been opened; load the bundle again")
-        identity = {**self._versions, "graph": self._digest, "batch_size": size}
+        half = self._precision in TYPES
+        content = with_rounded_weights(self._graph, self._precision) if half else str(self._graph)
+        digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else self._digest
+        identity = {**self._versions, "graph": digest, "batch_size": size}
         try:
             place = find(cache_folder() / ENGINES, identity)
         except OSError as err:
             _LOG.warning("%s: the next load builds the engine again", err)
-            return self._session(size)
+            return self._session(size, content)
         if place is not None:
             try:
-                return self._session(size, place)
+                return self._session(size, content, place)
             except DeviceMemoryError:
                 raise
             except BackendError as err:
                 remove(place, str(err))
-        return self._build(size, identity)
+        return self._build(size, content, identity)
 
-    def _build(self, size: int, identity: dict[str, object]) -> BoundSession:
+    def _build(self, size: int, content: str | bytes, identity: dict[str, object]) -> BoundSession:
         """Build an engine and keep it, and what TensorRT measured: that serves other weights, too.
 
         Raises:
@@ -264,14 +267,16 @@ class TensorRtGraph:
             ):
                 for file in () if known is None else known.glob("*.timing"):
                     shutil.copyfile(file, measured / file.name)
-                session = self._session(size, engines, measured)
+                session = self._session(size, content, engines, measured)
                 if not any(engines.glob("*.engine")):
                     raise BackendError(f"{self._graph}: TensorRT took no part of the graph; choose device 'cuda'")
         except OSError as err:
             _LOG.warning("%s: the next load builds the engine again", err)
-        return self._session(size) if session is None else session
+        return self._session(size, content) if session is None else session
 
-    def _session(self, size: int, engines: Path | None = None, timings: Path | None = None) -> BoundSession:
+    def _session(
+        self, size: int, content: str | bytes, engines: Path | None = None, timings: Path | None = None
+    ) -> BoundSession:
         stream, name = self._gpu.memory.stream.ptr, str(self._graph)
         batch, *image = self._image.type.tensor_type.shape.dim
         options = session_options(threads=1)
@@ -283,8 +288,6 @@ class TensorRtGraph:
             (TENSORRT, tensorrt_options(stream, self._precision, shape, engines, timings)),
             (CUDA, cuda_options(stream, tf32=self._precision != "float32")),
         ]
-        half = self._precision in TYPES
-        content = with_rounded_weights(self._graph, self._precision).SerializeToString() if half else name
         session = open_session(name, content, options, providers)
         others = nodes_elsewhere(session, TENSORRT)
         if others:

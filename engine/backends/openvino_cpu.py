@@ -94,7 +94,7 @@ class OpenVinoCpu:
         }
         content = graph
         if precision == "bfloat16" and isinstance(graph, Path):
-            content = with_rounded_weights(graph, precision).SerializeToString()
+            content = with_rounded_weights(graph, precision)
         try:
             compiled = _CORE.compile_model(_CORE.read_model(content), _DEVICE, properties)
         except Exception as err:  # OpenVINO raises RuntimeError, and its bindings TypeError and others

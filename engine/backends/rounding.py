@@ -31,22 +31,26 @@ def round_weights(model: onnx.ModelProto, kind: DTypeLike) -> None:
         BackendError: A weight is beyond its range.
     """
     held = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name, by_rows in _filters(model):
+    for name, by_columns in _filters(model):
         tensor = held.get(name)
         if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         weights = numpy_helper.to_array(tensor)
+        if weights.ndim < 2 or not weights.size:
+            continue
         with np.errstate(over="ignore"):
             if not np.isfinite(weights.astype(kind)).all():
                 raise BackendError(
                     f"{name} holds {weights.flat[np.abs(weights).argmax()]:g}, which is beyond the range of "
                     f"{np.dtype(kind).name}; expected weights within it: take precision 'float32' or 'tf32'"
                 )
-        rows = weights if by_rows else weights.T
-        kernel = int(np.prod(rows.shape[2:]))
+        rows = weights.swapaxes(-1, -2) if by_columns else weights
+        kernel = rows.shape[-1] if by_columns else int(np.prod(rows.shape[2:]))
         groups = rows.reshape(-1, kernel) if kernel > 1 else rows.reshape(len(rows), -1)
         kept = keep_sums(groups, kind).reshape(rows.shape)
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(kept if by_rows else kept.T), name))
+        tensor.CopyFrom(
+            numpy_helper.from_array(np.ascontiguousarray(kept.swapaxes(-1, -2) if by_columns else kept), name)
+        )
 
 
 def keep_sums(groups: Floats, kind: DTypeLike) -> Floats:
@@ -70,7 +74,8 @@ def _keep_sums(groups: Floats, kind: DTypeLike) -> Floats:
     nearest = groups.astype(kind)
     found = nearest.astype(np.float32)
     error = found - groups
-    other = np.nextafter(nearest, np.where(error > 0, -np.inf, np.inf).astype(kind)).astype(np.float32)
+    with np.errstate(over="ignore"):  # the largest number's other neighbour may be infinity, which brings no sum nearer
+        other = np.nextafter(nearest, np.where(error > 0, -np.inf, np.inf).astype(kind)).astype(np.float32)
     step = np.where(error == 0, np.inf, other - found)
     rows, total = np.arange(len(groups)), error.sum(axis=1, dtype=np.float64)
     while len(rows):
@@ -87,11 +92,11 @@ def _keep_sums(groups: Floats, kind: DTypeLike) -> Floats:
 
 
 def _filters(model: onnx.ModelProto) -> Iterator[tuple[str, bool]]:
-    """Yield the names of weights that filters are made of, and whether each row is one, or each column."""
+    """Yield the names of weights that filters are made of, and whether each column is one, or each row."""
     for node in model.graph.node:
         if node.op_type == "Conv":
-            yield node.input[1], True
-        elif node.op_type == "Gemm":
-            yield node.input[1], any(own.name == "transB" and own.i for own in node.attribute)
-        elif node.op_type == "MatMul":
             yield node.input[1], False
+        elif node.op_type == "Gemm":
+            yield node.input[1], not any(own.name == "transB" and own.i for own in node.attribute)
+        elif node.op_type == "MatMul":
+            yield node.input[1], True

@@ -46,7 +46,7 @@ class Device(Protocol):
         ...
 
     def copy(self, target: Array, source: Array) -> None:
-        """Write an array over another of the same size and type."""
+        """Write an array over another of the same shape, as numbers of its type."""
         ...
 
     def upload(self, array: NDArray[Any]) -> Array:
@@ -66,10 +66,6 @@ class Device(Protocol):
         Raises:
             ImageError: It is none of these, or lies elsewhere.
         """
-        ...
-
-    def contiguous(self, array: Array, shape: tuple[int, ...]) -> Array:
-        """Return a copy in float32 of this shape, without gaps."""
         ...
 
     def come_after(self, stream: int) -> None:
@@ -164,9 +160,11 @@ class DeviceImage:
     """An image that is in device memory already, in the place of a photo.
 
     Attributes:
-        array: The network's input, float32 [1, C, H, W], contiguous.
+        source: The network's input, what `Device.adopt` takes: floats [1, C, H, W] or [C, H, W].
+        stream: The address of its owner's stream: there it is ready, and there the heatmaps are waited for.
         heatmaps: Takes the heatmap of each class, float32 [H, W], on the device.
     """
 
-    array: Array
+    source: object
+    stream: int
     heatmaps: list[Array] = field(default_factory=list)

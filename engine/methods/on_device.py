@@ -30,9 +30,13 @@ def explain_on_device(method: AdaSise, probe: Probe, gpu: Resident) -> list[Attr
     options = probe.options
     all_masks = PRESETS[method.preset] is None and options.max_masks is None and options.deadline_ms is None
     with gpu.turn():
-        gpu.resize(options.batch_size)
-        run = _Run(method, probe, gpu)
-        return run.explain_one() if all_masks and len(probe.targets) == 1 else run.explain_planned()
+        try:
+            gpu.resize(options.batch_size)
+            run = _Run(method, probe, gpu)
+            return run.explain_one() if all_masks and len(probe.targets) == 1 else run.explain_planned()
+        finally:
+            if probe.device_image is not None:  # also if it fails: the image may not have been copied yet
+                gpu.device.come_before(probe.device_image.stream)
 
 
 class _Run:

@@ -1,11 +1,14 @@
 """Device `cuda` as far as it can be checked without a GPU: what is asked of ONNX Runtime, and what is missing."""
 
 import ctypes
+import gc
 import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -199,6 +202,63 @@ def test_load_measures_batch_sizes_once(tiny_bundle: Path, tmp_path: Path, monke
     assert sum('"device": "cuda"' in text for text in files) == 1
     monkeypatch.setattr(BatchStopwatch, "__call__", lambda *_: pytest.fail("it was measured before"))
     engine.load(tiny_bundle, device="cuda").close()
+
+
+@needs_gxx
+def test_with_cuda_graphs_batch_sizes_are_measured_anew(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("engine.resident._SWEEP_S", 0.1)
+    monkeypatch.setitem(BACKENDS, "cuda", lambda **_: EmulatedBackend())
+    monkeypatch.setattr("engine.backends._create_cuda", lambda **_: EmulatedBackend())
+    for cuda_graph in (False, True):
+        engine.load(tiny_bundle, device="cuda", cuda_graph=cuda_graph).close()
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+
+
+@needs_gxx
+def test_an_interrupt_leaves_no_run_under_way(tiny_bundle: Path) -> None:
+    """What comes next on the stream would be part of what is captured."""
+    done = []
+
+    class Session(ort.InferenceSession):
+        def run_with_iobinding(self, *_: object) -> None:
+            time.sleep(0.3)
+            done.append(True)
+
+    class Worker(ThreadPoolExecutor):
+        def submit(self, *arguments: Any) -> Any:
+            future = super().submit(*arguments)
+
+            def interrupted() -> None:
+                raise KeyboardInterrupt
+
+            future.result = interrupted  # type: ignore[method-assign]
+            return future
+
+    session = Session(str(tiny_bundle / "forward.onnx"))
+    graph = bound.BoundSession("forward.onnx", session, EmulatedGpu().memory, "cpu", Worker(1))
+    images, logits = np.zeros((2, 3, 24, 32), np.float32), np.zeros((2, 5), np.float32)
+    run = graph.bind([(images, images.shape)], [(logits, logits.shape)])
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert done == [True]
+
+
+@needs_gxx
+def test_arrays_stay_while_a_run_may_use_them(tiny_bundle: Path) -> None:
+    session = ort.InferenceSession(str(tiny_bundle / "forward.onnx"), session_options(threads=1))
+    graph = bound.BoundSession("forward.onnx", session, EmulatedGpu().memory, "cpu")
+    images, logits = np.zeros((2, 3, 24, 32), np.float32), np.zeros((2, 5), np.float32)
+    run = graph.bind([(images, images.shape)], [(logits, logits.shape)])
+    kept = [weakref.ref(images), weakref.ref(logits)]
+    del images, logits
+    run()
+    assert all(own() is not None for own in kept)
+    del run
+    gc.collect()
+    assert all(own() is None for own in kept)
 
 
 @needs_gxx

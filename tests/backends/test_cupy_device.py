@@ -129,6 +129,7 @@ def test_the_whole_way(
     opened: list[dict[str, str]] = []
     open_session, own_bind = onnxruntime_cuda.open_session, bound.BoundSession.bind
     own_run, ran = ort.InferenceSession.run_with_iobinding, dict[str, set[str]]()
+    captured, checked = dict[str, set[int]](), list[str]()
 
     def on_cpu(name: str, content: str | bytes, options: ort.SessionOptions, providers: list[object]) -> object:
         ((provider, asked),) = providers
@@ -146,19 +147,21 @@ def test_the_whole_way(
 
     def run(self: ort.InferenceSession, binding: object, options: ort.RunOptions) -> None:
         ran.setdefault(self.get_outputs()[-1].name, set()).add(current_thread().name)
-        assert not current_thread().name.startswith("cuda-graphs") or options.get_run_config_entry("gpu_graph_id") > "0"
+        if current_thread().name.startswith("cuda-graphs"):
+            captured.setdefault(options.get_run_config_entry("gpu_graph_id"), set()).add(id(binding))
         own_run(self, binding, options)
 
     monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", run)
     monkeypatch.setattr(onnxruntime_cuda, "expect_cuda", lambda: None)
     monkeypatch.setattr(onnxruntime_cuda, "open_session", on_cpu)
-    monkeypatch.setattr(onnxruntime_cuda, "expect_all_on", lambda *_: None)
+    monkeypatch.setattr(onnxruntime_cuda, "expect_all_on", lambda name, *_: checked.append(Path(name).name))
     monkeypatch.setattr(bound.BoundSession, "bind", bind)
     with engine.load(tiny_bundle, tune=False) as cpu:
-        expected = cpu.explain(photo_pixels(), 2)
+        expected, over_blur = cpu.explain(photo_pixels(), 2), cpu.explain(photo_pixels(), 2, baseline="blur")
     for precision, atol in (("float32", 1e-5), ("tf32", 1e-5), ("float16", 0.05)):
         opened.clear()
-        ran.clear()
+        for noted in (ran, captured, checked):
+            noted.clear()
         with engine.load(tiny_bundle, device="cuda", precision=precision, batch_size=4, cuda_graph=True) as gpu:
             with ThreadPoolExecutor(1, "other") as other:
                 found = other.submit(gpu.explain, photo_pixels(), 2).result()
@@ -166,6 +169,11 @@ def test_the_whole_way(
             ((_, names),) = ran.items()
             assert names == {current_thread().name, "other_0"}
             np.testing.assert_array_equal(gpu.explain(photo_pixels(), 2).heatmap, found.heatmap)
+            assert [len(own) for own in captured.values()] == [1]  # a graph of its own for each place of the arrays
+            blurred = gpu.explain(photo_pixels(), 2, baseline="blur", batch_size=3)
+            assert [len(own) for own in captured.values()] == [1, 1]
+            assert np.abs(blurred.heatmap - over_blur.heatmap).mean() <= atol
+            assert checked == ["forward.onnx"]
             gpu.explain(photo_pixels(), 2, method="rise", masks=10)
         assert np.abs(found.heatmap - expected.heatmap).mean() <= atol
         assert found.precision == precision

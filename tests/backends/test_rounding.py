@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import engine
-from engine.backends.half import TYPES, to_float16
+from engine.backends.half import TYPES, to_float16, with_rounded_weights
 from engine.backends.onnxruntime_cpu import session_options
 from engine.backends.rounding import keep_sums, round_weights
 from tests.models import MODELS, PHOTOS, exported
@@ -24,7 +24,7 @@ def kind(request: pytest.FixtureRequest) -> np.dtype:
 def neighbours(values: np.ndarray, kind: np.dtype) -> np.ndarray:
     """The numbers of the type that are next to each, [2, n]: found among all 65,536 of them."""
     grid = np.sort(np.arange(1 << 16, dtype=np.uint16).view(kind).astype(np.float32))
-    grid = np.unique(grid[np.isfinite(grid)])
+    grid = np.unique(grid[~np.isnan(grid)])
     return np.array([grid[np.searchsorted(grid, values, "right") - 1], grid[np.searchsorted(grid, values, "left")]])
 
 
@@ -32,6 +32,7 @@ def test_every_weight_goes_to_a_neighbour(kind: np.dtype, random: np.random.Gene
     groups = (random.standard_normal((50, 9)) * 10.0 ** random.uniform(-9, 3, (50, 9))).astype(np.float32)
     groups[0] = groups[0].astype(kind)  # nothing to round
     groups[1, :4] = 0, -0.0, 1, -65504
+    groups[2, :2] = 65510, 65504
     found = keep_sums(groups, kind)
     below, above = neighbours(groups, kind)
     assert ((found == below) | (found == above)).all()
@@ -56,23 +57,27 @@ def test_sums_are_kept(kind: np.dtype, random: np.random.Generator) -> None:
 def test_which_weights(random: np.random.Generator) -> None:
     """Kernels of several pixels, filters of one, rows or columns of products; biases and what else there is stay."""
     sizes = {"a": (40, 3, 3, 3), "b": (30, 24, 1, 1), "c": (30, 24), "d": (24, 30), "e": (30, 27), "f": (40, 3, 7)}
-    sizes["bias"] = (40,)
+    sizes |= {"g": (2, 27, 30), "bias": (40,), "one": (27,), "none": (27, 0)}
     values = {name: random.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
     nodes = [
         helper.make_node("Conv", ["x", "a", "bias"], ["1"]),
         helper.make_node("Conv", ["1", "b"], ["2"]),
         helper.make_node("Gemm", ["2", "c"], ["3"], transB=1),
-        helper.make_node("Gemm", ["2", "d"], ["4"]),
+        helper.make_node("Gemm", ["2", "d"], ["4"], transB=0),
         helper.make_node("MatMul", ["3", "e"], ["5"]),
         helper.make_node("Conv", ["x", "f"], ["6"]),
+        helper.make_node("MatMul", ["5", "g"], ["8"]),
+        helper.make_node("MatMul", ["5", "one"], ["9"]),
+        helper.make_node("MatMul", ["5", "none"], ["10"]),
         helper.make_node("Conv", ["x", "computed"], ["7"]),
     ]
     held = [numpy_helper.from_array(value, name) for name, value in values.items()]
     model = helper.make_model(helper.make_graph(nodes, "g", [], [], held))
     round_weights(model, np.float16)
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    np.testing.assert_array_equal(found.pop("bias"), values["bias"])
-    axes = {"a": (2, 3), "b": (1, 2, 3), "c": (1,), "d": (0,), "e": (0,), "f": (2,)}
+    for name in ("bias", "one", "none"):
+        np.testing.assert_array_equal(found.pop(name), values[name])
+    axes = {"a": (2, 3), "b": (1, 2, 3), "c": (1,), "d": (0,), "e": (0,), "f": (2,), "g": (1,)}
     for name, own in found.items():
         assert own.dtype == np.float32
         np.testing.assert_array_equal(own, own.astype(np.float16))
@@ -80,6 +85,37 @@ def test_which_weights(random: np.random.Generator) -> None:
         sums, exact = (each.sum(axes[name], dtype=np.float64) for each in (own, values[name]))
         nearest = values[name].astype(np.float16).sum(axes[name], dtype=np.float64)
         assert ((sums - exact) ** 2).mean() < 0.3**2 * ((nearest - exact) ** 2).mean()
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_what_a_runtime_is_given(precision: str, tiny_bundle: Path) -> None:
+    """The weights rounded in that precision, as they are."""
+    graph = tiny_bundle / "forward.onnx"
+    expected = onnx.load(str(graph))
+    round_weights(expected, TYPES[precision])
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in expected.graph.initializer}
+    given = [with_rounded_weights(graph, precision)]
+    if precision == "float16":
+        given += [to_float16(graph, images=images) for images in (True, False)]
+    filters = {node.input[1] for node in expected.graph.node if node.op_type in ("Conv", "Gemm")}
+    assert len(filters) >= 3
+    for content in given:
+        found = {own.name: numpy_helper.to_array(own) for own in onnx.load_from_string(content).graph.initializer}
+        for name in filters:
+            np.testing.assert_array_equal(found[name].astype(np.float32), weights[name])
+            np.testing.assert_array_equal(weights[name], weights[name].astype(TYPES[precision]).astype(np.float32))
+
+
+def test_too_many_weights(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> bytes:
+        raise ValueError("Failed to serialize proto")
+
+    monkeypatch.setattr(onnx.ModelProto, "SerializeToString", refuse)
+    text = (
+        r"forward\.onnx: has too many weights for half precision, .* 2 GiB: Failed to serialize proto; take precision"
+    )
+    with pytest.raises(engine.BackendError, match=text):
+        with_rounded_weights(tiny_bundle / "forward.onnx", "float16")
 
 
 def test_weights_beyond_the_range(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
 import engine
 from engine.backends import onnxruntime_cuda, onnxruntime_tensorrt
 from engine.backends.bound import BoundSession
+from engine.backends.half import with_rounded_weights
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION
 from engine.backends.onnxruntime_cuda import CUDA
 from engine.backends.onnxruntime_tensorrt import TENSORRT, TensorRtGraph, load_tensorrt, tensorrt_options
@@ -39,6 +41,7 @@ class Runtime:
     """What was asked of ONNX Runtime, and how it shall answer."""
 
     opened: list[tuple[str, list[tuple[str, dict[str, str]]]]] = field(default_factory=list)
+    given: list[str | bytes] = field(default_factory=list)
     shapes: dict[str, list[object]] = field(default_factory=dict)
     built: list[str] = field(default_factory=list)
     knew: list[bytes] = field(default_factory=list)
@@ -49,6 +52,7 @@ class Runtime:
         self, name: str, content: str | bytes, options: Any, providers: list[tuple[str, dict[str, str]]]
     ) -> ort.InferenceSession:
         self.opened.append((Path(name).name, providers))
+        self.given.append(content)
         own = providers[0][1]
         folder, shape = own.get("trt_engine_cache_path"), own.get("trt_profile_opt_shapes", "")
         if folder is not None and not (Path(folder) / "a.engine").exists():
@@ -179,6 +183,24 @@ def test_what_an_engine_depends_on(
     shutil.copytree(tiny_bundle, other)
     load(other).close()  # the same graph and weights
     assert len(engines(tmp_path)) == len(runtime.built) == 8
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "tf32"])
+def test_half_precision_has_rounded_weights(precision: str, tiny_bundle: Path, runtime: Runtime) -> None:
+    load(tiny_bundle, precision).close()
+    graph = tiny_bundle / "forward.onnx"
+    assert runtime.given[-1] == (str(graph) if precision == "tf32" else with_rounded_weights(graph, precision))
+
+
+def test_an_engine_of_other_weights_is_not_taken(
+    tiny_bundle: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those that another version has rounded otherwise."""
+    load(tiny_bundle, "float16").close()
+    other = onnx.load(str(tiny_bundle / "forward.onnx")).SerializeToString()
+    monkeypatch.setattr(onnxruntime_tensorrt, "with_rounded_weights", lambda *_: other)
+    load(tiny_bundle, "float16").close()
+    assert len(runtime.built) == 2
 
 
 def test_timings_serve_the_next_build(tiny_bundle: Path, runtime: Runtime) -> None:

@@ -23,6 +23,7 @@ from engine.errors import DeviceMemoryError, ImageError
 from engine.kernels.device import DevicePointer
 
 _HEADER = Path(__file__).with_name("cuda.h")
+_EDGE = 256  # bytes
 _FOLDER = tempfile.TemporaryDirectory(prefix="kernels-")
 
 
@@ -68,9 +69,9 @@ class EmulatedDevice:
         self.waits: list[tuple[str, int]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        array = np.empty(shape, dtype)
-        array.view(np.uint8).fill(0xFF)  # NaN
-        return array
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = np.full(size + 2 * _EDGE, 0xFF, np.uint8)  # NaN, and what lies beside is NaN
+        return memory[_EDGE : _EDGE + size].view(dtype).reshape(shape)
 
     def free_unused(self) -> None:
         """There is nothing."""
@@ -79,11 +80,13 @@ class EmulatedDevice:
         array[...] = 0
 
     def copy(self, target: NDArray[Any], source: NDArray[Any]) -> None:
-        assert (target.shape, target.dtype) == (source.shape, source.dtype)
+        assert target.shape == source.shape
         target[...] = source
 
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
-        return np.array(array, order="C")
+        placed = self.empty(array.shape, array.dtype)
+        placed[...] = array
+        return placed
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         return array.copy()
@@ -95,9 +98,6 @@ class EmulatedDevice:
         if not hasattr(image, "__array_interface__"):
             raise ImageError(f"the image is a {type(image).__name__}")
         return np.asarray(image)
-
-    def contiguous(self, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
-        return np.array(array, np.float32, order="C").reshape(shape)
 
     def come_after(self, stream: int) -> None:
         self.waits.append(("after", stream))
