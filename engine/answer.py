@@ -91,7 +91,7 @@ def _explanation(
     visualization_maps: bool,
 ) -> Explanation:
     """Put together what is known of one class, explained by one method in the place of another, or by that itself."""
-    bundle, options = probe.bundle, probe.options
+    bundle, network, options = probe.bundle, probe.network, probe.options
     heatmap = np.zeros(probe.size) if found.heatmap is None else found.heatmap
     views = tuple(None if view is None else view.astype(np.float32) for view in found.visualization_maps)
     return Explanation(
@@ -105,9 +105,7 @@ def _explanation(
         max_masks=None if options.max_masks is None else int(options.max_masks),
         deadline_ms=None if options.deadline_ms is None else float(options.deadline_ms),
         layers=found.layers,
-        precision=probe.network.precision
-        if found.scored and probe.evaluations.get(probe.network.scorer)
-        else "float32",
+        precision=network.precision if found.scored and probe.evaluations.get(network.scorer) else "float32",
         unit=method.unit,
         scored=found.scored,
         scorable=found.scorable,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from engine.backends.rounding import round_weights
+from engine.backends.half_weights import round_to_half
 from engine.errors import BackendError
 
 TYPES = {
@@ -16,7 +16,7 @@ TYPES = {
 
 
 def with_rounded_weights(graph: Path, precision: str) -> bytes:
-    """Read a graph of float32, and round the weights of its filters as `round_weights` does: they stay float32.
+    """Read a graph of float32, and round the weights of its filters as `round_to_half` does: they stay float32.
 
     Args:
         graph: The file, beside which its weights lie.
@@ -37,7 +37,7 @@ def _rounded(graph: Path, precision: str) -> onnx.ModelProto:
     except Exception as err:  # the errors of onnx and of protobuf share no base class below Exception
         raise BackendError(f"{graph}: is no ONNX graph: {' '.join(str(err).split())}") from err
     try:
-        round_weights(model, TYPES[precision])
+        round_to_half(model, TYPES[precision])
     except BackendError as err:
         raise BackendError(f"{graph}: {err}") from None
     return model
@@ -77,5 +77,5 @@ def _bytes(graph: Path, model: onnx.ModelProto) -> bytes:
     except Exception as err:  # protobuf's own
         raise BackendError(
             f"{graph}: has too many weights for half precision, which takes them in one piece of at most 2 GiB: "
-            f"{' '.join(str(err).split())}; take precision 'float32' or 'tf32'"
+            f"{' '.join(str(err).split())}; take precision 'float32'"
         ) from err

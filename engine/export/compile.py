@@ -65,21 +65,21 @@ class ExportReport:
 
 def export(
     model: Path | str,
-    output: Path | None = None,
+    output: Path | str | None = None,
     *,
     size: tuple[int, ...] | None = None,
-    weights: Path | None = None,
-    preprocess: Path | None = None,
-    labels: Path | None = None,
+    weights: Path | str | None = None,
+    preprocess: Path | str | None = None,
+    labels: Path | str | None = None,
     activation: str | None = None,
     layers: Sequence[str] = (),
     output_name: str | None = None,
-    photo: Path | None = None,
+    photo: Path | str | None = None,
     int8: bool = False,
-    calibrate: Sequence[Path] = (),
-    single_file: Path | None = None,
+    calibrate: Sequence[Path | str] = (),
+    single_file: Path | str | None = None,
     embed_preprocess: bool = False,
-    triton: Path | None = None,
+    triton: Path | str | None = None,
     force: bool = False,
     step: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
@@ -116,13 +116,17 @@ def export(
         ImageError: A photo cannot be read.
         BundleError: The bundle cannot be written.
     """
+    output, weights, preprocess, labels, photo, single_file, triton = (
+        None if path is None else Path(path)
+        for path in (output, weights, preprocess, labels, photo, single_file, triton)
+    )
     if output is None and single_file is None and triton is None:
         raise OptionError("nothing is to be written; expected an output NAME.ada, a single_file or a triton repository")
     if embed_preprocess and preprocess is None:
         raise OptionError("embed_preprocess is asked for without settings to embed; expected --preprocess")
     if int8 and output is None:
         raise OptionError("int8 is part of a bundle; expected an output NAME.ada with --int8")
-    photos = _photos(int8, calibrate, preprocess, step)
+    photos = _photos(int8, [Path(path) for path in calibrate], preprocess, step)
     if single_file is not None:
         expect_writable(single_file, force=force)
         read = [path for path in (weights, preprocess, labels, photo, model) if path is not None]

@@ -176,6 +176,17 @@ def test_only_the_model_is_needed(model: Path, tmp_path: Path) -> None:
     assert (bundle.labels, bundle.preprocess) == (None, None)
 
 
+def test_paths_may_be_texts(model: Path, settings: Path, labels: Path, tmp_path: Path) -> None:
+    given = {name: str(tmp_path / name) for name in ("text.ada", "explain.onnx", "triton")}
+    options = {"preprocess": str(settings), "labels": str(labels), "single_file": given["explain.onnx"]}
+    bundle = export(str(model), given["text.ada"], triton=given["triton"], **options).bundle
+    assert bundle.path == tmp_path / "text.ada"
+    assert bundle.labels == tuple(LABELS)
+    assert bundle.preprocess is not None
+    assert (tmp_path / "explain.onnx").is_file()
+    assert (tmp_path / "triton").is_dir()
+
+
 def test_graphs_of_the_bundle_compute_the_model(report: ExportReport, model: Path, random) -> None:
     def run(graph: Path, *inputs: np.ndarray) -> list[np.ndarray]:
         session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])

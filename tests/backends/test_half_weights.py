@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import engine
 from engine.backends.half import TYPES, to_float16, with_rounded_weights
+from engine.backends.half_weights import keep_sums, round_to_half
 from engine.backends.onnxruntime_cpu import session_options
-from engine.backends.rounding import keep_sums, round_weights
 from tests.models import MODELS, PHOTOS, exported
 
 
@@ -73,7 +73,7 @@ def test_which_weights(random: np.random.Generator) -> None:
     ]
     held = [numpy_helper.from_array(value, name) for name, value in values.items()]
     model = helper.make_model(helper.make_graph(nodes, "g", [], [], held))
-    round_weights(model, np.float16)
+    round_to_half(model, np.float16)
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name in ("bias", "one", "none"):
         np.testing.assert_array_equal(found.pop(name), values[name])
@@ -92,7 +92,7 @@ def test_what_a_runtime_is_given(precision: str, tiny_bundle: Path) -> None:
     """The weights rounded in that precision, as they are."""
     graph = tiny_bundle / "forward.onnx"
     expected = onnx.load(str(graph))
-    round_weights(expected, TYPES[precision])
+    round_to_half(expected, TYPES[precision])
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in expected.graph.initializer}
     given = [with_rounded_weights(graph, precision)]
     if precision == "float16":
@@ -140,7 +140,7 @@ def test_logits_of_real_networks(assets: Path, tmp_path_factory: pytest.TempPath
         images = np.concatenate([images, 0.1 * images, images * np.linspace(0, 1, 224, dtype=np.float32)])
         model = onnx.load(str(explainer.bundle.forward))
         logits = [_run(model, images)]
-        for way in (_nearest, lambda model: round_weights(model, np.float16)):
+        for way in (_nearest, lambda model: round_to_half(model, np.float16)):
             other = onnx.ModelProto()
             other.CopyFrom(model)
             way(other)

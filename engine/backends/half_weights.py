@@ -3,7 +3,7 @@
 Rounded to the nearest, each weight is off by up to half a step. A filter adds these errors up, times its inputs: where
 inputs are alike, as neighbouring pixels are, or of one sign, as channels after a ReLU are, the sum of the errors is
 what shows. So some weights go to their other neighbour, until the sum of the kernel, or of a filter of one pixel, is
-what it was. That takes no data, and costs nothing when the network runs.
+what it was. That takes no data, unlike what int8 needs (engine/export/rounding.py), and costs nothing at run time.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ Floats = NDArray[np.float32]
 _AT_ONCE = 1 << 18  # numbers that the caches hold, with what is worked out of each
 
 
-def round_weights(model: onnx.ModelProto, kind: DTypeLike) -> None:
+def round_to_half(model: onnx.ModelProto, kind: DTypeLike) -> None:
     """Round the weights of convolutions and matrix products, in place: they are numbers of another type then.
 
     Args:
@@ -42,7 +42,7 @@ def round_weights(model: onnx.ModelProto, kind: DTypeLike) -> None:
             if not np.isfinite(weights.astype(kind)).all():
                 raise BackendError(
                     f"{name} holds {weights.flat[np.abs(weights).argmax()]:g}, which is beyond the range of "
-                    f"{np.dtype(kind).name}; expected weights within it: take precision 'float32' or 'tf32'"
+                    f"{np.dtype(kind).name}; expected weights within it: take precision 'float32'"
                 )
         rows = weights.swapaxes(-1, -2) if by_columns else weights
         kernel = rows.shape[-1] if by_columns else int(np.prod(rows.shape[2:]))
