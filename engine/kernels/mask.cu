@@ -165,11 +165,12 @@ extern "C" __global__ void write_masks(Element *__restrict__ batch, const float 
             divide(values, extent[number]);
         for (int c = 0; c < CHANNELS; c++) {
             Run<Element> made;
+            Run<float> beneath;
+            if (BASELINE)
+                beneath = run_at(baseline + (size_t)c * pixels + start);
             for (int v = 0; v < VECTOR; v++) {
                 float value = image[c].of[v] * values[v];
-                if (BASELINE)
-                    value += baseline[(size_t)c * pixels + start + v];
-                made.of[v] = to_element(value);
+                made.of[v] = to_element(BASELINE ? value + beneath.of[v] : value);
             }
             *reinterpret_cast<Run<Element> *>(batch + ((size_t)row * CHANNELS + c) * pixels + start) = made;
         }
