@@ -58,7 +58,7 @@ def write_forms(model: Path, preprocess: Path, photos: list[Path], folder: Path)
     plain, rounded = folder / "plain.onnx", folder / "rounded.onnx"
     proto = onnx.load(model)
     onnx.save(proto, plain)
-    forms.rounded_to_float16(proto)
+    forms.rounded(proto)
     onnx.save(proto, rounded)
     files = {PLAIN: plain, ROUNDED: rounded}
     files |= {form: forms.write(model, form, folder) for form in forms.FORMS}

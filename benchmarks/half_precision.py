@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 import engine
+from benchmarks.gpu_figures import differences
 from benchmarks.machine import heading, listed, machine, write_report
 from benchmarks.which_method import ASSETS
 from engine.backends.half import TYPES
 from engine.backends.half_weights import round_to_half
-from engine.kernels.similarity import spearman
+from tests import forms
 from tests.models import MODELS, exported
 
 NEAREST, KEPT = "nearest", "sums kept"
@@ -76,10 +76,7 @@ def rounded(graph: Path, precision: str, way: str) -> bytes:
     model = onnx.load(str(graph))
     if way == KEPT:
         round_to_half(model, TYPES[precision])
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            values = numpy_helper.to_array(tensor).astype(TYPES[precision]).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    forms.rounded(model, TYPES[precision])
     return model.SerializeToString()
 
 
@@ -87,9 +84,9 @@ def figures(pairs: Sequence[tuple[engine.Explanation, engine.Explanation]]) -> d
     """How far pairs of explanations are apart."""
     off, ranks, same = [], [], []
     for found, exact in pairs:
-        maps = zip(found.visualization_maps or (), exact.visualization_maps or (), strict=True)
-        off.append(max(float(np.abs(a - b).max()) for a, b in maps if a is not None and b is not None))
-        ranks.append(float(spearman(found.heatmap.astype(np.float64), exact.heatmap.astype(np.float64))))
+        apart = differences(found, exact)
+        off.append(apart["views"])
+        ranks.append(1 - apart["apart"])
         cuts = [[layer.fusion_threshold for layer in one.layers] for one in (found, exact)]
         same.append(cuts[0] == cuts[1])
     alike = [rank for rank, cut in zip(ranks, same, strict=True) if cut]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import quantization
 
@@ -56,12 +56,12 @@ def float16(model: onnx.ModelProto) -> None:
     del model.graph.value_info[:]
 
 
-def rounded_to_float16(model: onnx.ModelProto) -> None:
-    """Keep float32, with weights that float16 can hold."""
+def rounded(model: onnx.ModelProto, kind: DTypeLike = np.float16) -> None:
+    """Keep float32, with weights that a type of half precision can hold."""
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
-            rounded = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+            values = numpy_helper.to_array(tensor).astype(kind).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
 FORMS: dict[str, Callable[[onnx.ModelProto], None]] = {

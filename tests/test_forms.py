@@ -64,7 +64,7 @@ def test_every_form_gives_the_same_numbers(form: str, plain: Exported, assets: P
     same = plain.explainer.bundle
     if form == "float16":
         rounded = onnx.load(plain.source)
-        forms.rounded_to_float16(rounded)
+        forms.rounded(rounded)
         onnx.save(rounded, folder / "rounded.onnx")
         same = compiled(folder / "rounded.onnx", preprocess).bundle
         assert report.verification.forward_error > 1e-5

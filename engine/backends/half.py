@@ -31,11 +31,20 @@ def with_rounded_weights(graph: Path, precision: str) -> bytes:
     return _bytes(graph, _rounded(graph, precision))
 
 
-def _rounded(graph: Path, precision: str) -> onnx.ModelProto:
+def read_graph(graph: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Read a graph, and the weights beside it if they are wanted.
+
+    Raises:
+        BackendError: It cannot be read.
+    """
     try:
-        model = onnx.load(str(graph))
+        return onnx.load(str(graph), load_external_data=weights)
     except Exception as err:  # the errors of onnx and of protobuf share no base class below Exception
         raise BackendError(f"{graph}: is no ONNX graph: {' '.join(str(err).split())}") from err
+
+
+def _rounded(graph: Path, precision: str) -> onnx.ModelProto:
+    model = read_graph(graph)
     try:
         round_to_half(model, TYPES[precision])
     except BackendError as err:

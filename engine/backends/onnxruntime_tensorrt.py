@@ -17,7 +17,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from engine._version import __version__
 from engine.backends.base import Bound, Placed, Tensor
 from engine.backends.bound import BoundSession
-from engine.backends.half import TYPES, with_rounded_weights
+from engine.backends.half import TYPES, read_graph, with_rounded_weights
 from engine.backends.onnxruntime_cpu import ONNXRUNTIME_VERSION, OnnxRuntimeSession, session_options
 from engine.backends.onnxruntime_cuda import (
     CUDA,
@@ -206,10 +206,7 @@ class TensorRtGraph:
     """
 
     def __init__(self, graph: Path, gpu: CudaGpu, precision: str, versions: dict[str, object]) -> None:
-        try:
-            model = onnx.load(str(graph), load_external_data=False).graph
-        except Exception as err:  # the errors of onnx and of protobuf share no base class below Exception
-            raise BackendError(f"{graph}: is no ONNX graph: {' '.join(str(err).split())}") from err
+        model = read_graph(graph, weights=False).graph
         self.inputs, self.outputs = tuple(map(_describe, model.input)), tuple(map(_describe, model.output))
         self._image = model.input[0]
         self._graph, self._gpu, self._precision, self._versions = graph, gpu, precision, versions
